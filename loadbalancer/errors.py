@@ -1,0 +1,92 @@
+"""What can go wrong, as types, and the one place that turns them into answers.
+
+Errors are raised where they are known, with a sentence for the person who caused or must mend them,
+and travel untouched to the edge (the API, a lane of the proxy, the command line), where `answer`
+makes the JSON of them. Only these types reach a client: anything else is a defect of ours, logged
+with its traceback and answered as a bare 500.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+
+class LoadBalancerError(Exception):
+    """Base of all errors whose text is meant for users; `status` is the HTTP status of the answer."""
+
+    status = 500
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class BadRequestError(LoadBalancerError):
+    """The request cannot be done as asked, and nothing was changed."""
+
+    status = 400
+
+
+class UnauthorizedError(LoadBalancerError):
+    """The admin token is missing or wrong."""
+
+    status = 401
+    headers = (("WWW-Authenticate", "Bearer"),)
+
+
+class BackendError(LoadBalancerError):
+    """A replica cannot be started, stopped or listed; the text says why and what to do about it."""
+
+
+class ClosingError(LoadBalancerError):
+    """The load balancer is shutting down and changes nothing any more."""
+
+    status = 503
+    headers = (("Retry-After", "1"),)
+
+
+class NoReplicaError(LoadBalancerError):
+    """No replica is in rotation."""
+
+    status = 503
+    headers = (("Retry-After", "1"),)
+
+
+class UpstreamError(LoadBalancerError):
+    """The replica refused the connection, or broke it, or answered garbage, before an answer began."""
+
+    status = 502
+
+
+class UpstreamTimeoutError(LoadBalancerError):
+    """The replica did not begin its answer in time."""
+
+    status = 504
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of the load balancer itself, ready to be sent by whichever lane must send it."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = field(default=())
+
+
+def answer(error: BaseException) -> Answer:
+    """Turn an error into the answer that a client sees.
+
+    Args:
+        error: Any exception; only the text of a `LoadBalancerError` is shown.
+    """
+    if not isinstance(error, LoadBalancerError):
+        return failure(500, "the load balancer failed in a way it did not foresee: see its log")
+    return failure(error.status, str(error), error.headers)
+
+
+def failure(status: int, sentence: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
+    """An answer in the contract's form for failures: `{"message": "<Error> …", "status": "failure"}`.
+
+    Args:
+        status: The HTTP status code.
+        sentence: What is wrong, in words, naming the offender.
+        headers: Further headers, such as `Retry-After`.
+    """
+    body = json.dumps({"message": f"<Error> {sentence}", "status": "failure"}, ensure_ascii=False).encode()
+    return Answer(status, body, (("Content-Type", "application/json"), *headers))

@@ -1,0 +1,1 @@
+"""Requests in flight: the lanes that carry them to upstreams, and the rules that the lanes share."""

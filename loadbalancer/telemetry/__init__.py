@@ -1,0 +1,1 @@
+"""What the load balancer tells of itself: metrics, logs, events."""
