@@ -104,7 +104,8 @@ class Settings(BaseModel):
         description="docker: name under which replicas are labelled and adopted again",
     )
     network: str = Field(
-        "", description="docker: network of the replicas; default: the load balancer's own, else one made for it"
+        "",
+        description="docker: network of the replicas; default: the load balancer's own, else one made for it",
     )
     heartbeat_path: Annotated[str, AfterValidator(_path)] = Field(
         "/heartbeat", description="path of the heartbeat; any answer below 500 is a good one"
@@ -112,9 +113,16 @@ class Settings(BaseModel):
     heartbeat_interval: Seconds = Field(1.0, description="seconds between two heartbeats of a replica")
     heartbeat_timeout: Seconds = Field(1.0, description="seconds after which a heartbeat counts as missed")
     max_fail_count: int = Field(3, ge=1, le=1000, description="consecutive misses that mean dead")
-    start_timeout: Seconds = Field(30.0, description="seconds a new replica has until its first good heartbeat")
+    start_timeout: Seconds = Field(
+        30.0, description="seconds a new replica has until its first good heartbeat"
+    )
     policy: Literal[
-        "consistent-hash", "round-robin", "weighted-round-robin", "random", "least-connections", "power-of-two"
+        "consistent-hash",
+        "round-robin",
+        "weighted-round-robin",
+        "random",
+        "least-connections",
+        "power-of-two",
     ] = Field("consistent-hash", description="how a replica is chosen for a request")
     weights: Annotated[str, AfterValidator(_weights)] = Field(
         "", description="for weighted-round-robin: HOSTNAME=WEIGHT,…; others weigh 1"
@@ -132,10 +140,14 @@ class Settings(BaseModel):
         description="what is hashed: request-id, client-ip, path, header:NAME, cookie:NAME or query:NAME",
     )
     connect_timeout: Seconds = Field(1.0, description="seconds to connect to a replica")
-    response_timeout: Seconds = Field(60.0, description="seconds a replica may take to begin or continue its answer")
+    response_timeout: Seconds = Field(
+        60.0, description="seconds a replica may take to begin or continue its answer"
+    )
     idle_timeout: Seconds = Field(75.0, description="seconds an idle client connection is kept open")
     drain_timeout: Patience = Field(10.0, description="seconds a leaving replica may finish its requests")
-    stop_timeout: Patience = Field(5.0, description="seconds between SIGTERM and SIGKILL for a leaving replica")
+    stop_timeout: Patience = Field(
+        5.0, description="seconds between SIGTERM and SIGKILL for a leaving replica"
+    )
     admin_token: SecretStr | None = Field(
         None, min_length=1, description="when set, /add, /rm and /lb/… want Authorization: Bearer TOKEN"
     )
@@ -189,7 +201,8 @@ def load(options: Mapping[str, Any], config: Path | None, environ: Mapping[str, 
         raise SettingsError(_first_fault(error, origin)) from None
     if settings.replicas > settings.max_replicas:
         raise SettingsError(
-            f"{origin.get('replicas', '--replicas')}: {settings.replicas} is more than --max-replicas {settings.max_replicas}"
+            f"{origin.get('replicas', '--replicas')}: {settings.replicas} is more than "
+            f"--max-replicas {settings.max_replicas}"
         )
     return settings
 

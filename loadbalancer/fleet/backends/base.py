@@ -8,6 +8,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from loadbalancer.routing.upstream import authority
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
@@ -38,6 +40,11 @@ class Instance:
     exited: "asyncio.Future[str]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Resolved by the backend, with the reason in words (exit code, signal, out of memory, last lines
     of output), as soon as it knows that the instance has ended. Never fails, never cancelled by readers."""
+
+    @property
+    def address(self) -> str:
+        """`host:port`."""
+        return authority(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)

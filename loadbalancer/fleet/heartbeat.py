@@ -1,0 +1,85 @@
+"""Heartbeats: one question, asked of each replica again and again — do you still answer?
+
+Any answer below 500 is a good heartbeat, so that servers that know nothing of `/heartbeat` (404) or
+serve only WebSockets (426) count as alive; a time-out, a refused or broken connection and a 5xx are
+misses. Every replica has its own loop, so a slow one delays nobody else's.
+"""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from yarl import URL
+
+from loadbalancer.routing.upstream import authority
+
+
+class Prober:
+    """Asks replicas for heartbeats, each on a fresh connection, as a new client would come.
+
+    Args:
+        path: Path and query of the heartbeat.
+        timeout: Seconds after which an unanswered heartbeat is missed.
+    """
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            timeout=aiohttp.ClientTimeout(total=self._timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "loadbalancer-heartbeat"},
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def probe(self, host: str, port: int) -> str | None:
+        """Ask once.
+
+        Args:
+            host: Address of the replica.
+            port: Its port.
+
+        Returns:
+            None when the heartbeat was good, else the reason, in words, why it was missed.
+        """
+        if self._session is None:
+            raise RuntimeError("a Prober is used inside `async with`")
+        url = URL(f"http://{authority(host, port)}{self._path}", encoded=True)
+        try:
+            async with self._session.get(url, allow_redirects=False) as response:
+                return None if response.status < 500 else f"heartbeat answered {response.status}"
+        except TimeoutError:
+            return f"no heartbeat within {self._timeout:g} s"
+        except aiohttp.ClientConnectorError:
+            return "heartbeat refused"
+        except (aiohttp.ClientError, ConnectionError) as error:
+            return f"heartbeat broken: {str(error) or type(error).__name__}"
+
+
+class Ticker:
+    """Ticks at a fixed rate: a late tick does not delay those after it, and missed ticks are left out.
+
+    Args:
+        interval: Seconds between two ticks.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._next = asyncio.get_running_loop().time()
+
+    async def tick(self) -> None:
+        """Return at the next tick."""
+        now = asyncio.get_running_loop().time()
+        self._next = max(self._next + self._interval, now)
+        await asyncio.sleep(self._next - now)

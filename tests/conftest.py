@@ -1,0 +1,13 @@
+"""What all tests share: they run on the event loop that the load balancer runs on."""
+
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Mapping
+
+import pytest
+import uvloop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], AbstractEventLoop]]:
+    return {"uvloop": uvloop.new_event_loop}

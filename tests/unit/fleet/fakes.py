@@ -1,0 +1,194 @@
+"""A clock that does not wait, and a backend and heartbeats without processes: for pure tests of the fleet."""
+
+import asyncio
+import random
+import selectors
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from loadbalancer.errors import BackendError
+from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
+from loadbalancer.fleet.fleet import Fleet
+from loadbalancer.fleet.keeper import Timing
+from loadbalancer.fleet.replica import Replica
+from loadbalancer.routing.policies import RoundRobin
+from loadbalancer.routing.snapshot import Snapshot
+from loadbalancer.routing.upstream import Upstream
+
+T = TypeVar("T")
+
+
+class DeadlockError(Exception):
+    """Everyone waits and nothing is left to happen."""
+
+
+class _InstantSelector(selectors.SelectSelector):
+    """Instead of waiting for a timer, moves the clock there."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready:
+            if timeout is None:
+                raise DeadlockError
+            self.now += timeout
+        return ready
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a virtual clock: it sleeps for no real time and always in the same order."""
+
+    def loop() -> asyncio.AbstractEventLoop:
+        selector = _InstantSelector()
+        made = asyncio.SelectorEventLoop(selector)
+        made.time = lambda: selector.now  # type: ignore[method-assign]
+        return made
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        return runner.run(main)
+
+
+def now() -> float:
+    """The virtual time, in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+class FakeBackend:
+    """Runs replicas that exist only in this object. Every verb takes some virtual time."""
+
+    name = "fake"
+
+    def __init__(self, start_time: float = 0.2, leftovers: Sequence[Found] = ()) -> None:
+        self.start_time = start_time
+        self.leftovers = list(leftovers)
+        self.running: dict[str, tuple[ReplicaSpec, Instance]] = {}
+        self.hung: set[str] = set()
+        self.slow: dict[str, float] = {}
+        self.refuse: Callable[[ReplicaSpec], str | None] = lambda spec: None
+        self.dies_at_once: Callable[[ReplicaSpec], bool] = lambda spec: False
+        self.unreachable = False
+        self.started: list[tuple[float, str]] = []
+        self.stops: list[tuple[float, str, float]] = []
+        self.most_at_once = 0
+        self._starting = 0
+        self._next_port = 1
+        self.closed = False
+
+    async def open(self) -> None:
+        self._need_engine()
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def adopt(self) -> list[Found]:
+        for found in self.leftovers:
+            if found.instance is not None:
+                self.running[found.instance.id] = (found.spec, found.instance)
+        return self.leftovers
+
+    async def start(self, spec: ReplicaSpec) -> Instance:
+        self._need_engine()
+        self.started.append((now(), spec.hostname))
+        self._starting += 1
+        self.most_at_once = max(self.most_at_once, self._starting)
+        try:
+            await asyncio.sleep(self.start_time)
+        finally:
+            self._starting -= 1
+        if reason := self.refuse(spec):
+            raise BackendError(reason)
+        if any(other.hostname == spec.hostname for other, _ in self.running.values()):
+            raise BackendError(f"name {spec.hostname} is taken")
+        port, self._next_port = self._next_port, self._next_port + 1
+        instance = Instance(f"{spec.hostname}#{port}", "fake", port)
+        self.running[instance.id] = (spec, instance)
+        if self.dies_at_once(spec):
+            self.die(spec.hostname, "exited with code 1")
+        return instance
+
+    async def stop(self, instance: Instance, grace: float) -> None:
+        self.stops.append((now(), instance.id, grace))
+        patience = grace if instance.id in self.hung else 0.01
+        await asyncio.wait({instance.exited}, timeout=min(patience, grace))
+        self._need_engine()
+        self._end(instance.id, "stopped")
+
+    async def discard(self, instance: Instance) -> None:
+        self._need_engine()
+        self._end(instance.id, "discarded")
+
+    # -- faults, by hostname ------------------------------------------------------------------------
+
+    def instance_of(self, hostname: str) -> Instance:
+        return next(instance for spec, instance in self.running.values() if spec.hostname == hostname)
+
+    def die(self, hostname: str, reason: str = "killed by SIGKILL") -> None:
+        self._end(self.instance_of(hostname).id, reason)
+
+    def hang(self, hostname: str) -> None:
+        self.hung.add(self.instance_of(hostname).id)
+
+    def _end(self, identifier: str, reason: str) -> None:
+        _, instance = self.running.pop(identifier, (None, None))
+        if instance is not None and not instance.exited.done():
+            instance.exited.set_result(reason)
+
+    def _need_engine(self) -> None:
+        if self.unreachable:
+            raise BackendError("the engine does not answer")
+
+    # -- heartbeats ---------------------------------------------------------------------------------
+
+    async def probe(self, host: str, port: int) -> str | None:
+        instance = next((i for _, i in self.running.values() if i.port == port), None)
+        if instance is None:
+            return "heartbeat refused"
+        if instance.id in self.hung:
+            await asyncio.sleep(1.0)
+            return "no heartbeat within 1 s"
+        await asyncio.sleep(self.slow.get(instance.id, 0.001))
+        return None
+
+
+class Journal:
+    """Remembers what the fleet has told."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, str | None]] = []
+
+    def replica_event(self, event: str, replica: Replica, reason: str | None = None) -> None:
+        self.lines.append((event, replica.hostname, reason))
+
+    def of(self, event: str) -> list[str]:
+        return [hostname for what, hostname, _ in self.lines if what == event]
+
+
+def make_snapshot(upstreams: Sequence[Upstream]) -> Snapshot:
+    return Snapshot(tuple(upstreams), RoundRobin(upstreams))
+
+
+def make_fleet(
+    backend: FakeBackend, replicas: int = 3, capacity: int = 100, seed: int = 1, **timing: Any
+) -> tuple[Fleet, Journal]:
+    journal = Journal()
+    fleet = Fleet(
+        backend,
+        backend,
+        journal,
+        make_snapshot,
+        replicas=replicas,
+        capacity=capacity,
+        timing=Timing(**timing),
+        rng=random.Random(seed),
+    )
+    return fleet, journal
+
+
+async def until(condition: Callable[[], bool], within: float) -> float:
+    """Let virtual time pass until a condition holds; how long it took, in seconds."""
+    begun = now()
+    while not condition():
+        assert now() - begun <= within, f"not so within {within} s"
+        await asyncio.sleep(0.01)
+    return now() - begun
