@@ -36,16 +36,17 @@ class _InstantSelector(selectors.SelectSelector):
         return ready
 
 
+def make_loop() -> asyncio.AbstractEventLoop:
+    """An event loop on a virtual clock: it sleeps for no real time and always in the same order."""
+    selector = _InstantSelector()
+    loop = asyncio.SelectorEventLoop(selector)
+    loop.time = lambda: selector.now  # type: ignore[method-assign]
+    return loop
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on a virtual clock: it sleeps for no real time and always in the same order."""
-
-    def loop() -> asyncio.AbstractEventLoop:
-        selector = _InstantSelector()
-        made = asyncio.SelectorEventLoop(selector)
-        made.time = lambda: selector.now  # type: ignore[method-assign]
-        return made
-
-    with asyncio.Runner(loop_factory=loop) as runner:
+    """Run a coroutine on a virtual clock."""
+    with asyncio.Runner(loop_factory=make_loop) as runner:
         return runner.run(main)
 
 
@@ -74,6 +75,7 @@ class FakeBackend:
         self._starting = 0
         self._next_port = 1
         self.closed = False
+        self.lock_is_held: Callable[[], bool] = lambda: False
 
     async def open(self) -> None:
         self._need_engine()
@@ -135,6 +137,7 @@ class FakeBackend:
             instance.exited.set_result(reason)
 
     def _need_engine(self) -> None:
+        assert not self.lock_is_held(), "the fleet awaits its backend under the lock"
         if self.unreachable:
             raise BackendError("the engine does not answer")
 

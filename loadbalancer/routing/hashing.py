@@ -1,0 +1,78 @@
+"""The hash families of the ring: where a key falls (H) and where a virtual server belongs (Φ).
+
+The classic families are the coursework's polynomials, kept so that its experiments can be repeated.
+They want numbers, so a key that is no integer is turned into one first. Every function here gives
+the same result on every machine and in every process, which Python's own `hash` does not.
+"""
+
+import struct
+from hashlib import sha256
+
+from xxhash import xxh3_64_intdigest
+
+MAX_DIGITS = 20
+"""Longest key that is read as an integer; longer ones are hashed, so that a hostile key costs nothing."""
+
+POINT_SEED = 2
+"""Seed of `hash_point`, which sets it apart from `hash_text`; `ring` says what was measured with it."""
+
+_pack_pair = struct.Struct("<II").pack
+
+
+def hash_text(key: str) -> int:
+    """H of `default`: 64-bit hash (XXH3, seed 0) of the key's UTF-8 bytes."""
+    return xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))
+
+
+def hash_point(i: int, j: int) -> int:
+    """Φ of `default`: 64-bit hash (XXH3, seed 2) of i and j, each as 32 bits, little-endian."""
+    return xxh3_64_intdigest(_pack_pair(i, j), POINT_SEED)
+
+
+def key_number(key: str) -> int:
+    """The integer that the classic families make of a key.
+
+    Args:
+        key: At most `MAX_DIGITS` ASCII digits are the number that they write; anything else is hashed.
+    """
+    if len(key) <= MAX_DIGITS and key.isascii() and key.isdigit():
+        return int(key)
+    return hash_text(key)
+
+
+def classic_key(key: str) -> int:
+    """H of `classic`: r² + 2r + 17."""
+    r = key_number(key)
+    return r * r + 2 * r + 17
+
+
+def classic_point(i: int, j: int) -> int:
+    """Φ of `classic`: i² + j² + 2j + 25."""
+    return i * i + j * j + 2 * j + 25
+
+
+def modified_key(key: str) -> int:
+    """H of `classic-modified`: 1427r² + 2503r + 2003."""
+    r = key_number(key)
+    return 1427 * r * r + 2503 * r + 2003
+
+
+def modified_point(i: int, j: int) -> int:
+    """Φ of `classic-modified`: 1249i² + 2287j² + 1663j + 2287."""
+    return 1249 * i * i + 2287 * j * j + 1663 * j + 2287
+
+
+def sha256_key(key: str) -> int:
+    """H of `classic-sha256`: SHA-256 of the classic polynomial."""
+    return _sha256(classic_key(key))
+
+
+def sha256_point(i: int, j: int) -> int:
+    """Φ of `classic-sha256`: SHA-256 of the classic polynomial."""
+    return _sha256(classic_point(i, j))
+
+
+def _sha256(number: int) -> int:
+    """The digest, as a big-endian integer, of the fewest big-endian bytes that hold the number."""
+    size = (number.bit_length() + 7) // 8
+    return int.from_bytes(sha256(number.to_bytes(size, "big")).digest(), "big")

@@ -1,0 +1,287 @@
+"""What holds for every ring, and for the classic ones alone. `test_default_ring` measures the default one."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from fractions import Fraction
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadbalancer.routing.ring import (
+    PRESETS,
+    Probing,
+    Ring,
+    RingFullError,
+    RingPreset,
+    capacity,
+    linear,
+    quadratic,
+)
+
+CLASSIC = ["classic", "classic-modified", "classic-sha256"]
+
+probings = st.sampled_from([linear, quadratic])
+keys = st.text(max_size=30) | st.integers(0, 10**21).map(str)
+
+
+def members(most: int = 20) -> st.SearchStrategy[set[int]]:
+    return st.sets(st.integers(1, 120), min_size=1, max_size=most)
+
+
+@st.composite
+def rings(draw: st.DrawFn) -> tuple[str, set[int], Probing]:
+    """A preset, members and a probing; the default preset less often, since it takes longer to build."""
+    name = draw(st.sampled_from([*CLASSIC * 3, "default"]))
+    return name, draw(members(8 if name == "default" else 56)), draw(probings)
+
+
+def placement(preset: RingPreset, numbers: Collection[int], probing: Probing) -> dict[int, tuple[int, int]]:
+    """The ring the slow way, straight from the definition: slot → (i, j)."""
+    held: dict[int, tuple[int, int]] = {}
+    points: dict[int, int] = {}
+    for i in sorted(numbers):
+        for j in range(1, preset.virtual_servers + 1):
+            if preset.probes:
+                home = preset.hash_point(i, j) % preset.slots
+                held[next(slot for slot in probing(home, preset.slots) if slot not in held)] = (i, j)
+                continue
+            point = preset.hash_point(i, j) >> 34
+            slot = point * preset.slots >> 30
+            if slot not in held or point < points[slot]:
+                held[slot], points[slot] = (i, j), point
+    return held
+
+
+def heads_from(held: dict[int, tuple[int, int]], start: int) -> Iterator[tuple[int, int]]:
+    """The virtual servers met clockwise from a slot."""
+    yield from (held[slot] for slot in sorted(slot for slot in held if slot >= start))
+    yield from (held[slot] for slot in sorted(slot for slot in held if slot < start))
+
+
+def slot_owners(ring: Ring) -> list[int]:
+    return [ring.slot_owner(slot) for slot in range(ring.slots)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(rings(), st.lists(keys, min_size=1, max_size=5))
+def test_every_key_has_the_owner_that_the_definition_says(
+    spec: tuple[str, set[int], Probing], some_keys: list[str]
+) -> None:
+    name, numbers, probing = spec
+    ring = Ring.build(name, numbers, probing)
+    held = placement(ring.preset, numbers, probing)
+    for key in some_keys:
+        met = [i for i, _ in heads_from(held, ring.preset.hash_key(key) % ring.slots)]
+        assert ring.owner(key) == met[0]
+        assert list(ring.walk(key)) == list(dict.fromkeys(met))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rings(), keys)
+def test_a_walk_meets_every_member_once_and_the_owner_first(
+    spec: tuple[str, set[int], Probing], key: str
+) -> None:
+    ring = Ring.build(*spec)
+    walk = list(ring.walk(key))
+    assert walk[0] == ring.owner(key)
+    assert sorted(walk) == sorted(spec[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(rings(), st.randoms(use_true_random=False))
+def test_two_builds_from_the_same_members_in_any_order_are_equal(
+    spec: tuple[str, set[int], Probing], rng: random.Random
+) -> None:
+    name, numbers, probing = spec
+    shuffled = [*numbers, *numbers]
+    rng.shuffle(shuffled)
+    assert Ring.build(name, numbers, probing) == Ring.build(name, shuffled, probing)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rings(), st.data())
+def test_removing_and_adding_again_is_the_identity(
+    spec: tuple[str, set[int], Probing], data: st.DataObject
+) -> None:
+    name, numbers, probing = spec
+    before = Ring.build(name, numbers, probing)
+    leaver = data.draw(st.sampled_from(sorted(numbers)))
+    without = before.changed_to(numbers - {leaver})
+    assert leaver not in without.numbers
+    assert without != before
+    assert without.changed_to(numbers) == before
+
+
+@settings(max_examples=40, deadline=None)
+@given(rings(), st.lists(members(6), min_size=1, max_size=3))
+def test_a_ring_changed_is_the_ring_built_from_its_new_members(
+    spec: tuple[str, set[int], Probing], changes: list[set[int]]
+) -> None:
+    ring = Ring.build(*spec)
+    for numbers in changes:
+        ring = ring.changed_to(numbers)
+        assert ring == Ring.build(spec[0], numbers, spec[2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(rings())
+def test_slot_shares_are_exact_and_sum_to_one(spec: tuple[str, set[int], Probing]) -> None:
+    ring = Ring.build(*spec)
+    shares = ring.slot_share()
+    assert list(shares) == sorted(spec[1])
+    assert sum(shares.values()) == 1
+    assert ring.peak_to_mean == float(max(shares.values()) * len(shares))
+    if ring.slots == 512:
+        owners = slot_owners(ring)
+        assert shares == {number: Fraction(owners.count(number), 512) for number in shares}
+
+
+DIGESTS = {
+    "classic": "1b38adbab2a5203c",
+    "classic-modified": "aefda0f4408f196f",
+    "classic-sha256": "d178e17f180791d3",
+    "default": "a68d458a1c265a42",
+}
+"""SHA-256 of the rings of members 1 … 7, as `DIGEST` takes it: a change here moves keys at an upgrade."""
+
+DIGEST = """
+import hashlib
+from loadbalancer.routing.ring import PRESETS, Ring
+for name in PRESETS:
+    ring = Ring.build(name, range(1, 8))
+    print(name, hashlib.sha256(bytes(map(ring.slot_owner, range(ring.slots)))).hexdigest()[:16])
+"""
+
+
+@pytest.mark.parametrize("seed", ["0", "12345"])
+def test_every_process_builds_the_same_ring_whatever_its_hash_seed(seed: str) -> None:
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    run = subprocess.run(
+        [sys.executable, "-c", DIGEST],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert dict(line.split() for line in run.stdout.splitlines()) == DIGESTS
+
+
+def test_a_ring_without_members_has_no_owners() -> None:
+    for name in PRESETS:
+        ring = Ring.build(name, [])
+        assert (ring.slot_share(), ring.peak_to_mean, list(ring.walk("a"))) == ({}, 0.0, [])
+        with pytest.raises(IndexError):
+            ring.owner("a")
+
+
+def test_one_member_owns_everything() -> None:
+    for name in PRESETS:
+        ring = Ring.build(name, [5])
+        assert ring.slot_share() == {5: 1}
+        assert ring.peak_to_mean == 1.0
+        assert {ring.owner(str(key)) for key in range(1000)} == {5}
+
+
+@pytest.mark.parametrize("probing", [linear, quadratic])
+@pytest.mark.parametrize("name", CLASSIC)
+def test_a_classic_ring_holds_56_members_and_no_more(name: str, probing: Probing) -> None:
+    assert capacity(name) == 512 // 9 == 56
+    full = Ring.build(name, range(1, 57), probing)
+    assert min(full.slot_share().values()) >= Fraction(9, 512)
+    with pytest.raises(RingFullError, match="no slots left for 57 replicas"):
+        Ring.build(name, range(1, 58), probing)
+
+
+def test_the_default_ring_holds_128_members_and_no_more() -> None:
+    assert capacity("default") == 128
+    with pytest.raises(RingFullError, match="no slots left for 129 replicas"):
+        Ring.build("default", range(1, 130))
+
+
+def test_numbers_count_by_how_many_they_are_not_by_how_large() -> None:
+    assert Ring.build("default", [1, 70_000]).numbers == (1, 70_000)
+
+
+@pytest.mark.parametrize("numbers", [[0], [-1, 2], [1, 1 << 32]])
+def test_a_number_out_of_range_is_refused(numbers: list[int]) -> None:
+    with pytest.raises(ValueError, match="ring numbers"):
+        Ring.build("classic", numbers)
+
+
+def test_an_unknown_preset_is_named() -> None:
+    for use in (capacity, lambda name: Ring.build(name, [1])):
+        with pytest.raises(ValueError, match="'oval'"):
+            use("oval")
+
+
+def test_the_presets_are_those_of_the_contract() -> None:
+    assert {name: (preset.slots, preset.virtual_servers) for name, preset in PRESETS.items()} == {
+        "classic": (512, 9),
+        "classic-modified": (512, 9),
+        "classic-sha256": (512, 9),
+        "default": (1 << 20, 8192),
+    }
+
+
+def test_linear_probing_tries_every_slot_once_from_its_own() -> None:
+    assert list(islice(linear(509, 512), 5)) == [509, 510, 511, 0, 1]
+    assert sorted(linear(100, 512)) == list(range(512))
+
+
+def test_quadratic_probing_tries_squares_first_and_every_slot_in_the_end() -> None:
+    assert list(islice(quadratic(500, 512), 5)) == [500, 501, 504, 509, 4]
+    squares = {step * step % 512 for step in range(512)}
+    tried = list(quadratic(0, 512))
+    assert set(tried[: 512 // 2 + 1]) == squares
+    assert len(squares) < 512 // 5
+    assert set(tried) == set(range(512))
+
+
+@pytest.mark.parametrize(("probing", "slot"), [(linear, 51), (quadratic, 53)])
+def test_a_virtual_server_whose_slot_is_taken_goes_where_probing_leads(probing: Probing, slot: int) -> None:
+    # By hand: Φ(4, 2) = 16 + 4 + 4 + 25 = 49 is Φ(3, 3) = 9 + 9 + 6 + 25; 50 is Φ(1, 4) = 1 + 16 + 8 + 25.
+    ring = Ring.build("classic", [1, 3, 4], probing)
+    occupied = [taken for taken in range(45, 56) if ring._heads[taken]]
+    assert occupied == [49, 50, slot]
+    assert [ring.slot_owner(taken) for taken in occupied] == [3, 1, 4]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(CLASSIC), members(55), probings, st.data())
+def test_the_last_member_of_a_classic_ring_moves_only_its_own_keys(
+    name: str, numbers: set[int], probing: Probing, data: st.DataObject
+) -> None:
+    last = data.draw(st.integers(max(numbers) + 1, 200))
+    before = slot_owners(Ring.build(name, numbers, probing))
+    after = slot_owners(Ring.build(name, {*numbers, last}, probing))
+    assert all(new in (old, last) for old, new in zip(before, after, strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(CLASSIC), st.sets(st.integers(1, 60), min_size=2, max_size=56), st.data())
+def test_in_a_classic_ring_other_keys_move_only_where_a_displaced_virtual_server_moved(
+    name: str, numbers: set[int], data: st.DataObject
+) -> None:
+    preset = PRESETS[name]
+    leaver = data.draw(st.sampled_from(sorted(numbers)))
+    before, after = placement(preset, numbers, linear), placement(preset, numbers - {leaver}, linear)
+    was, now = ({server: slot for slot, server in held.items()} for held in (before, after))
+    moved = {server for server in now if now[server] != was[server]}
+
+    def displacement(server: tuple[int, int], slot: int) -> int:
+        return (slot - preset.hash_point(*server)) % preset.slots
+
+    for server in moved:
+        assert server[0] > leaver
+        assert displacement(server, now[server]) < displacement(server, was[server])
+    old = slot_owners(Ring.build(name, numbers))
+    new = slot_owners(Ring.build(name, numbers - {leaver}))
+    for slot in range(preset.slots):
+        if old[slot] not in (leaver, new[slot]):
+            assert {next(heads_from(before, slot)), next(heads_from(after, slot))} & moved
