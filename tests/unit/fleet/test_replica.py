@@ -28,7 +28,7 @@ async def replica_in(state: State) -> Replica:
     return replica
 
 
-@pytest.mark.parametrize(("old", "new"), itertools.product(State, State))
+@pytest.mark.parametrize(("old", "new"), list(itertools.product(State, State)))
 def test_only_the_legal_transitions_are_made(old: State, new: State) -> None:
     async def main() -> None:
         replica = await replica_in(old)

@@ -1,0 +1,1 @@
+"""Experiments on the running system: how even, how fast, how quickly mended; measured, never made up."""
