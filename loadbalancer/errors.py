@@ -30,6 +30,12 @@ class UnauthorizedError(LoadBalancerError):
     headers = (("WWW-Authenticate", "Bearer"),)
 
 
+class NotImplementedByUsError(LoadBalancerError):
+    """The request asks for something that a load balancer does not do."""
+
+    status = 501
+
+
 class BackendError(LoadBalancerError):
     """A replica cannot be started, stopped or listed; the text says why and what to do about it."""
 

@@ -1,0 +1,69 @@
+"""Keeping the books of requests: metrics, and the access log if it is wanted. Shared by all lanes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from loadbalancer.proxy.request import RequestHead
+from loadbalancer.telemetry.metrics import Metrics
+
+CLIENT_GONE = 499
+"""nginx's number for a client that went away before its answer began."""
+
+_log = structlog.get_logger("loadbalancer.access")
+
+
+@dataclass(slots=True)
+class Entry:
+    """What becomes of one request; the lane fills it in as it learns it."""
+
+    replica: str = ""
+    status: int = CLIENT_GONE
+    complete: bool = False
+    """Whether the whole answer has been handed over."""
+
+
+class Accounting:
+    """Counts requests and logs them.
+
+    Args:
+        metrics: Where to count.
+        access_log: Whether to log each request.
+    """
+
+    def __init__(self, metrics: Metrics, *, access_log: bool) -> None:
+        self._metrics = metrics
+        self._access_log = access_log
+
+    @contextmanager
+    def request(self, head: RequestHead) -> Iterator[Entry]:
+        """Keep an entry for as long as a request takes.
+
+        Args:
+            head: The request.
+        """
+        entry = Entry()
+        began = time.perf_counter()
+        self._metrics.in_flight.inc()
+        try:
+            yield entry
+        finally:
+            took = time.perf_counter() - began
+            self._metrics.in_flight.dec()
+            self._metrics.requests.labels(entry.replica, str(entry.status)).inc()
+            self._metrics.latency.observe(took)
+            if self._access_log:
+                _log.info(
+                    "request",
+                    method=head.method,
+                    target=head.target,
+                    status=entry.status,
+                    complete=entry.complete,
+                    replica=entry.replica or None,
+                    seconds=round(took, 6),
+                    client=head.client,
+                    request_id=head.request_id,
+                )

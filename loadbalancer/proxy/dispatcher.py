@@ -1,0 +1,69 @@
+"""The fork in the road: the load balancer's own paths go to the API, all others to the replicas.
+
+It stands before Quart's routing, which would normalise paths and answer for methods that it does not
+know: what belongs to the replicas reaches the lane as it came.
+"""
+
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+from yarl import URL
+
+from loadbalancer.errors import BadRequestError, LoadBalancerError, NotImplementedByUsError, answer
+from loadbalancer.proxy.client import Client
+
+
+def is_own(path: str) -> bool:
+    """Whether a path is the load balancer's own rather than the replicas'.
+
+    Args:
+        path: Percent-decoded, without the query.
+    """
+    return path in ("/rep", "/add", "/rm", "/lb") or path.startswith("/lb/")
+
+
+class Dispatcher:
+    """An ASGI application in front of two.
+
+    Args:
+        api: Answers for the load balancer's own paths.
+        lane: Passes everything else on.
+    """
+
+    def __init__(self, api: ASGIFramework, lane: ASGIFramework) -> None:
+        self._api = api
+        self._lane = lane
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Hand the request on."""
+        if scope["type"] == "lifespan":
+            await self._api(scope, receive, send)
+            return
+        if scope["type"] == "http" and (not scope["raw_path"].startswith(b"/") or b"#" in scope["raw_path"]):
+            try:
+                scope = _in_origin_form(scope)
+            except LoadBalancerError as error:
+                await Client(receive, send).answer(answer(error))
+                return
+        await (self._api if is_own(scope["path"]) else self._lane)(scope, receive, send)
+
+
+def _in_origin_form(scope: HTTPScope) -> HTTPScope:
+    """Rewrite an absolute-form target, whose authority overrides `Host` (RFC 9112, section 3.2.2).
+
+    Raises:
+        BadRequestError: The target is in no form that a server takes.
+        NotImplementedByUsError: It asks for a tunnel.
+    """
+    raw = scope["raw_path"].decode("ascii")
+    if scope["method"] == "CONNECT":
+        raise NotImplementedByUsError("CONNECT is for forward proxies, which this is not")
+    try:
+        url = URL(raw, encoded=True)
+        if "#" in raw or url.scheme not in ("http", "https") or not url.host_subcomponent:
+            raise ValueError
+        authority = url.authority
+    except ValueError:
+        raise BadRequestError(f"the request target '{raw}' is neither a path nor an absolute URL") from None
+    path = url.raw_path or "/"
+    headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    headers.append((b"host", authority.encode()))
+    return {**scope, "path": url.path, "raw_path": path.encode(), "headers": headers}

@@ -1,0 +1,50 @@
+"""A request as the proxy sees it: its head, whichever lane has parsed it."""
+
+import random
+from dataclasses import dataclass
+
+from loadbalancer.proxy.headers import Header, first
+from loadbalancer.routing.keys import KeyRule
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The head of one request.
+
+    Args:
+        method: As sent.
+        path: As sent, percent-encoded, without the query.
+        query: As sent, without the question mark.
+        headers: As received, names in lower case.
+        client: Address of the client; empty if unknown.
+        scheme: `http` or `https`, or `ws` or `wss`.
+        request_id: What `X-Request-Id` says, or a random one.
+    """
+
+    method: str
+    path: bytes
+    query: bytes
+    headers: list[Header]
+    client: str
+    scheme: str
+    request_id: str
+
+    @property
+    def target(self) -> str:
+        """Path and query, in the origin form of RFC 9112, section 3.2.1."""
+        return (self.path + b"?" + self.query if self.query else self.path).decode("latin-1")
+
+    def key(self, rule: KeyRule) -> str:
+        """What the request is hashed on."""
+        return rule.key(self.headers, self.path, self.query, self.client, self.request_id)
+
+
+def request_id(headers: list[Header], rng: random.Random) -> str:
+    """The id that a request came with, or a random one of 128 bits.
+
+    Args:
+        headers: The request's headers, names in lower case.
+        rng: Source of made-up ids.
+    """
+    given = first(headers, b"x-request-id")
+    return given.decode("latin-1") if given else f"{rng.getrandbits(128):032x}"

@@ -1,0 +1,84 @@
+"""How the ASGI lane speaks to replicas: one HTTP session, and its errors told in our own words."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import aiohttp
+
+from loadbalancer.errors import UpstreamError, UpstreamTimeoutError
+from loadbalancer.proxy.headers import Header
+from loadbalancer.routing.upstream import Upstream
+
+KEPT_ALIVE = 1.5
+"""Seconds an idle connection to a replica is kept: less than servers commonly do (Hypercorn and Node 5 s),
+so that a request rarely meets one that the replica is just closing."""
+
+MAX_HEADER_LINE = 32 * 1024
+"""Bytes of one header line of a replica's answer."""
+
+NOT_INVENTED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+"""Headers that the HTTP library would add of its own accord."""
+
+
+def open_session(
+    connect_timeout: float, middlewares: Sequence[aiohttp.ClientMiddlewareType] = ()
+) -> aiohttp.ClientSession:
+    """The session that all requests share: as many connections as it takes, nothing added or decoded.
+
+    Args:
+        connect_timeout: Seconds to connect to a replica.
+        middlewares: Steps that each request passes through.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=NOT_INVENTED,
+        max_line_size=MAX_HEADER_LINE,
+        max_field_size=MAX_HEADER_LINE,
+        middlewares=middlewares,
+    )
+
+
+@contextmanager
+def as_upstream_errors(upstream: Upstream, connect_timeout: float, timeout: float) -> Iterator[None]:
+    """Turn the HTTP library's errors into ours.
+
+    Args:
+        upstream: The replica that is spoken to.
+        connect_timeout: The session's time-out for connecting, for the message.
+        timeout: The time-out of whatever is done within, for the message.
+
+    Raises:
+        UpstreamError: It refused, or broke off, or made no sense.
+        UpstreamTimeoutError: It accepted no connection, or was silent for too long.
+    """
+    name = upstream.hostname
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError:
+        raise UpstreamTimeoutError(f"{name} accepted no connection within {connect_timeout:g} s") from None
+    except TimeoutError:
+        raise UpstreamTimeoutError(f"{name} did not answer within {timeout:g} s") from None
+    except aiohttp.ClientConnectorError as error:
+        raise UpstreamError(f"{name} cannot be reached: {error.strerror}") from error
+    except (aiohttp.ClientError, ConnectionError) as error:
+        raise UpstreamError(f"{name} broke off: {_describe(error)}") from error
+
+
+def text(headers: Sequence[Header]) -> list[tuple[str, str]]:
+    """Headers as the HTTP library wants them. It writes UTF-8: a value in Latin-1 changes its encoding."""
+    return [(name.decode("ascii"), _decode(value)) for name, value in headers]
+
+
+def _decode(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _describe(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
