@@ -1,0 +1,1 @@
+"""The load balancer's own endpoints: HTTP in, fleet calls out."""
