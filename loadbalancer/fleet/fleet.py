@@ -262,6 +262,7 @@ class Fleet:
         for name in hostnames:
             if name.lower() in taken:
                 raise BadRequestError(f"hostname '{name}' is already in use")
+            self._backend.check_name(name)
         room = self._capacity - len(self._keepers)
         if n > room:
             raise BadRequestError(

@@ -72,6 +72,13 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Release connections and finish what goes on in the background. Stops no replica."""
 
+    def check_name(self, hostname: str) -> None:
+        """Refuse a hostname that no replica can bear here.
+
+        Raises:
+            BadRequestError: It is too long, or too short; the text says which names are good.
+        """
+
     async def adopt(self) -> list[Found]:
         """List the replicas of this fleet that already exist, and clear away half-made leftovers."""
 

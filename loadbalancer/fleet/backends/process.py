@@ -22,7 +22,7 @@ from pathlib import Path
 import structlog
 
 from loadbalancer.errors import BackendError
-from loadbalancer.fleet.backends import guard
+from loadbalancer.fleet.backends import guard, reasons
 from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 
 LOOPBACK = "127.0.0.1"
@@ -30,9 +30,6 @@ LOOPBACK = "127.0.0.1"
 PORTS = range(20_000, 30_000)
 """Below the range from which Linux and macOS take ports for outgoing connections, whose use would
 otherwise race with a replica's."""
-
-OUTPUT_LINES = 5
-"""Last lines of output that are kept to say why a replica has ended."""
 
 MAX_LINE = 64 * 1024
 """Bytes of one line of output after which it is logged in pieces."""
@@ -50,7 +47,7 @@ class _Running:
         self.process = process
         self.instance = instance
         self.port = port
-        self.tail: deque[str] = deque(maxlen=OUTPUT_LINES)
+        self.tail: deque[str] = deque(maxlen=reasons.OUTPUT_LINES)
         self.task: asyncio.Task[None] | None = None
 
 
@@ -95,6 +92,9 @@ class ProcessBackend:
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             await asyncio.to_thread(self._guard.wait)
+
+    def check_name(self, hostname: str) -> None:
+        """Any hostname will do."""
 
     async def adopt(self) -> list[Found]:
         """Processes never outlive their load balancer: there is nothing to adopt."""
@@ -226,12 +226,5 @@ def _is_free(port: int) -> bool:
 
 def _why(status: int, tail: deque[str]) -> str:
     """The end of a process, in words."""
-    if status < 0:
-        try:
-            how = f"killed by {signal.Signals(-status).name}"
-        except ValueError:
-            how = f"killed by signal {-status}"
-    else:
-        how = f"exited with code {status}"
-    last = [line for line in tail if line]
-    return f"{how}; last output: {' | '.join(last)}" if last else how
+    how = reasons.killed(-status) if status < 0 else reasons.exited(status)
+    return reasons.with_last_words(how, tail)

@@ -6,7 +6,7 @@ import selectors
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from loadbalancer.errors import BackendError
+from loadbalancer.errors import BackendError, BadRequestError
 from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 from loadbalancer.fleet.fleet import Fleet
 from loadbalancer.fleet.keeper import Timing
@@ -82,6 +82,10 @@ class FakeBackend:
 
     async def close(self) -> None:
         self.closed = True
+
+    def check_name(self, hostname: str) -> None:
+        if len(hostname) > 63:
+            raise BadRequestError(f"'{hostname}' is too long")
 
     async def adopt(self) -> list[Found]:
         for found in self.leftovers:

@@ -1,0 +1,322 @@
+"""Replicas as containers of a Docker Engine, on the network that the load balancer is on.
+
+The engine is the database: each container carries its fleet, hostname and ring number as labels, so
+that a restarted load balancer finds its replicas again. A container's name and network alias are the
+replica's hostname. Reading order: `start`, `stop`, `discard`, then `adopt`.
+"""
+
+import asyncio
+import math
+import re
+from collections import defaultdict
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+from aiodocker import Docker
+from aiodocker.containers import DockerContainer
+from aiodocker.exceptions import DockerError
+
+from loadbalancer import __version__
+from loadbalancer.errors import BackendError, BadRequestError
+from loadbalancer.fleet.backends import engine, network
+from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
+from loadbalancer.fleet.backends.deaths import DeathWatch
+from loadbalancer.fleet.backends.engine import CALL_WITHIN, CONFLICT, NOT_FOUND, engine_call
+
+LABEL = "loadbalancer.fleet"
+LABEL_HOSTNAME = "loadbalancer.hostname"
+LABEL_NUMBER = "loadbalancer.number"
+LABEL_VERSION = "loadbalancer.version"
+
+COMPOSE_SERVICE = "server"
+"""The service of our compose file that replicas count as, so that `docker compose down` removes them even
+when no load balancer is left to do it."""
+
+CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+MAX_HOSTNAME = 63
+"""What Docker takes for a container's name and for its hostname (`HOST_NAME_MAX` is 64 on Linux)."""
+
+log = structlog.get_logger(__name__)
+
+
+class DockerBackend:
+    """Runs each replica as a container.
+
+    Args:
+        image: Image of a replica; it must be there, nothing is pulled.
+        replica_port: Port on which a replica listens.
+        fleet: Name that tells this fleet's containers from others'.
+        chosen_network: Name of the replicas' network; empty: found or made.
+        in_container: Whether the load balancer itself runs in a container of the engine.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self, *, image: str, replica_port: int, fleet: str, chosen_network: str, in_container: bool
+    ) -> None:
+        self._image = image
+        self._port = replica_port
+        self._fleet = fleet
+        self._chosen_network = chosen_network
+        self._in_container = in_container
+        self._clearing: set[asyncio.Task[None]] = set()
+        self._docker: Docker
+        self._network: network.ReplicaNetwork
+        self._deaths: DeathWatch
+
+    # -- the verbs (see `base.Backend`) --------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect, find the network, and check that the image is there."""
+        self._docker = engine.connect()
+        try:
+            async with engine_call("use Docker"):
+                await self._docker.version()
+                await self._need_image()
+                self._network = await network.find(
+                    self._docker, self._chosen_network, self._fleet, LABEL, in_container=self._in_container
+                )
+        except BaseException:
+            await self._docker.close()
+            raise
+        self._deaths = DeathWatch(self._docker, f"{LABEL}={self._fleet}")
+
+    async def close(self) -> None:
+        """Finish what is being cleared away, and let go of the engine."""
+        if not hasattr(self, "_deaths"):
+            return  # it never opened
+        await asyncio.gather(*self._clearing)
+        await self._deaths.close()
+        await self._network.remove(self._docker)
+        await self._docker.close()
+
+    def check_name(self, hostname: str) -> None:
+        """Refuse what is a hostname, but cannot be a container's name."""
+        if not CONTAINER_NAME.fullmatch(hostname) or len(hostname) > MAX_HOSTNAME:
+            raise BadRequestError(
+                f"'{hostname}' cannot be the name of a container, which has 2 to {MAX_HOSTNAME} characters"
+            )
+
+    async def adopt(self) -> list[Found]:
+        """Find the replicas that an earlier run has left, and clear away the rest of it."""
+        self._deaths.begin()
+        async with engine_call("list the replicas"):
+            listed = await self._docker.containers.list(
+                all=True, filters={"label": [f"{LABEL}={self._fleet}"]}
+            )
+            details = [await self._inspect(container) for container in listed]
+        by_spec: dict[ReplicaSpec, list[dict[str, Any]]] = defaultdict(list)
+        useless: list[str] = []
+        for one in filter(None, details):
+            spec = _spec_of(one)
+            if spec is None:
+                useless.append(one["Id"])
+            else:
+                by_spec[spec].append(one)
+        found: dict[int, Found] = {}
+        for spec, incarnations in sorted(by_spec.items(), key=lambda item: item[0].number):
+            if spec.number in found or any(spec.hostname == other.spec.hostname for other in found.values()):
+                useless.extend(one["Id"] for one in incarnations)
+                continue
+            alive = next((one for one in incarnations if self._is_usable(one, spec)), None)
+            useless.extend(one["Id"] for one in incarnations if one is not alive)
+            found[spec.number] = Found(spec, self._instance(alive) if alive else None)
+        await asyncio.gather(*(self._remove(container_id) for container_id in useless))
+        return list(found.values())
+
+    async def start(self, spec: ReplicaSpec) -> Instance:
+        """Create a container, start it, and ask for its address."""
+        container: DockerContainer | None = None
+        try:
+            async with engine_call(f"start {spec.hostname}", within=None):
+                container = await self._create(spec)
+                await container.start()
+                details = await container.show()
+            if not details["State"]["Running"]:
+                raise BackendError(f"{spec.hostname} ended at once: {await self._deaths.why(container.id)}")
+            return self._instance(details)
+        except BaseException:
+            # A create that was broken off may yet have made the container: then it is found by its name.
+            await self._undo(container.id if container else None, spec)
+            raise
+
+    async def stop(self, instance: Instance, grace: float) -> None:
+        """Have the engine send the image's stop signal, wait, kill, and remove what is left."""
+        if grace > 0 and not instance.exited.done():
+            patience = math.ceil(grace)
+            async with engine_call("stop a replica", within=patience + CALL_WITHIN):
+                try:
+                    await self._docker.containers.container(instance.id).stop(t=patience)
+                except DockerError as error:
+                    if error.status != NOT_FOUND:
+                        raise
+        await self._remove(instance.id)
+        self._deaths.forget(instance, "stopped")
+
+    async def discard(self, instance: Instance) -> None:
+        """Give the container another name, so that its own is free, and remove it in the background."""
+        async with engine_call("clear a dead replica away"):
+            container = self._docker.containers.container(instance.id)
+            try:
+                name = (await container.show())["Name"].removeprefix("/")
+                await container.rename(f"{name}-gone-{instance.id[:12]}")
+            except DockerError as error:
+                if error.status != NOT_FOUND:
+                    raise
+        self._in_background(self.stop(instance, 0))
+
+    # -- within -------------------------------------------------------------------------------------
+
+    async def _need_image(self) -> None:
+        try:
+            await self._docker.images.inspect(self._image)
+        except DockerError as error:
+            if error.status != NOT_FOUND:
+                raise
+            raise BackendError(self._no_image()) from None
+
+    def _no_image(self) -> str:
+        return (
+            f"there is no image '{self._image}': build it (docker compose build) or pull it "
+            f"(docker pull {self._image}), or name another with --image"
+        )
+
+    async def _create(self, spec: ReplicaSpec) -> DockerContainer:
+        try:
+            return await self._docker.containers.create(self._config(spec), name=spec.hostname)
+        except DockerError as error:
+            if error.status == NOT_FOUND and "image" in error.message.lower():
+                raise BackendError(f"cannot start {spec.hostname}: {self._no_image()}") from None
+            if error.status != CONFLICT:
+                raise
+        await self._free_name(spec.hostname)
+        return await self._docker.containers.create(self._config(spec), name=spec.hostname)
+
+    async def _free_name(self, hostname: str) -> None:
+        """Clear a leftover of ours away that bears a name we need; a stranger's container is left alone."""
+        holder = await self._inspect(self._docker.containers.container(hostname))
+        if holder is None:
+            return
+        if not self._is_leftover(holder):
+            raise BackendError(
+                f"cannot start {hostname}: that name is taken by a container of somebody else: "
+                f"remove it (docker rm -f {hostname}) or choose another name"
+            )
+        await self._remove(holder["Id"])
+
+    def _config(self, spec: ReplicaSpec) -> dict[str, Any]:
+        labels = {
+            LABEL: self._fleet,
+            LABEL_HOSTNAME: spec.hostname,
+            LABEL_NUMBER: str(spec.number),
+            LABEL_VERSION: __version__,
+        }
+        if self._network.compose_project:
+            labels |= {
+                network.COMPOSE_PROJECT: self._network.compose_project,
+                "com.docker.compose.service": COMPOSE_SERVICE,
+                # What `docker compose run` makes: `down` removes it, `up` does not count it.
+                "com.docker.compose.oneoff": "True",
+            }
+        return {
+            "Image": self._image,
+            "Hostname": spec.hostname,
+            "Env": [f"PORT={self._port}", f"SERVER_ID={spec.hostname}"],
+            "Labels": labels,
+            # Init: a program that is process 1 and ignores SIGTERM would wait for SIGKILL each time.
+            "HostConfig": {"NetworkMode": self._network.name, "Init": True},
+            "NetworkingConfig": {
+                "EndpointsConfig": {
+                    self._network.name: {"Aliases": [spec.hostname]} if self._network.has_names else {}
+                }
+            },
+        }
+
+    def _instance(self, details: dict[str, Any]) -> Instance:
+        address = self._network.address(details)
+        if address is None:
+            name = details["Name"].removeprefix("/")
+            raise BackendError(f"{name} has no address on the network '{self._network.name}'")
+        instance = Instance(details["Id"], address, self._port)
+        self._deaths.watch(instance)
+        return instance
+
+    def _is_usable(self, details: dict[str, Any], spec: ReplicaSpec) -> bool:
+        """Whether a container of an earlier run can go on as it is."""
+        return bool(
+            details["State"]["Running"]
+            and details["Name"] == f"/{spec.hostname}"
+            and self._network.address(details)
+        )
+
+    def _is_leftover(self, details: dict[str, Any]) -> bool:
+        """Whether a container is of this fleet, but nobody's any more."""
+        return _labels(details).get(LABEL) == self._fleet and not self._deaths.knows(details["Id"])
+
+    async def _inspect(self, container: DockerContainer) -> dict[str, Any] | None:
+        try:
+            return await container.show()
+        except DockerError as error:
+            if error.status != NOT_FOUND:
+                raise
+            return None
+
+    async def _undo(self, container_id: str | None, spec: ReplicaSpec) -> None:
+        """Leave nothing of a failed start behind."""
+        try:
+            if container_id is not None:
+                await self._remove(container_id)
+                return
+            async with engine_call("look for what is left"):
+                left = await self._inspect(self._docker.containers.container(spec.hostname))
+            if left and self._is_leftover(left):
+                await self._remove(left["Id"])
+        except BackendError as error:
+            log.error("container left behind", replica=spec.hostname, reason=str(error))
+
+    async def _remove(self, container_id: str) -> None:
+        """Kill and remove a container, and return when it is gone."""
+        container = self._docker.containers.container(container_id)
+        async with engine_call("remove a replica"):
+            try:
+                await container.delete(force=True, v=True)
+            except DockerError as error:
+                if error.status == NOT_FOUND:
+                    return
+                if error.status != CONFLICT:
+                    raise
+                await self._until_removed(container)  # somebody else is at it
+
+    @staticmethod
+    async def _until_removed(container: DockerContainer) -> None:
+        try:
+            await container.wait(condition="removed")
+        except DockerError as error:
+            if error.status != NOT_FOUND:
+                raise
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        async def carry_through() -> None:
+            try:
+                await work
+            except BackendError as error:
+                log.error("container left behind", reason=str(error))
+
+        task = asyncio.create_task(carry_through())
+        self._clearing.add(task)
+        task.add_done_callback(self._clearing.discard)
+
+
+def _spec_of(details: dict[str, Any]) -> ReplicaSpec | None:
+    """Which replica a container is, by its labels; None if they make no sense."""
+    labels = _labels(details)
+    hostname, number = labels.get(LABEL_HOSTNAME, ""), labels.get(LABEL_NUMBER, "")
+    if not (hostname and number.isascii() and number.isdigit() and int(number) >= 1):
+        return None
+    return ReplicaSpec(hostname, int(number))
+
+
+def _labels(details: dict[str, Any]) -> dict[str, str]:
+    return details["Config"]["Labels"] or {}

@@ -1,0 +1,135 @@
+"""Which Docker network the replicas live on, so that the load balancer can reach them.
+
+Inside a container it is the load balancer's own network, found by inspecting itself. On the host it is
+a bridge network of its own, made at the start and removed at the end. `--network` overrides both.
+"""
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiodocker import Docker
+from aiodocker.exceptions import DockerError
+
+from loadbalancer.errors import BackendError
+from loadbalancer.fleet.backends.engine import NOT_FOUND, engine_call
+
+DEFAULT_BRIDGE = "bridge"
+"""Docker's default network: reachable by address, but without names."""
+
+COMPOSE_PROJECT = "com.docker.compose.project"
+
+_NO_NETWORK = ("host", "none")
+_ID_IN_MOUNTS = re.compile(r"/containers/([0-9a-f]{64})/")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaNetwork:
+    """Where replicas live.
+
+    Args:
+        id: The network's id.
+        name: Its name.
+        own: Whether it was made for this fleet, and is removed with it.
+        compose_project: The Compose project that the load balancer is part of; empty if none.
+    """
+
+    id: str
+    name: str
+    own: bool = False
+    compose_project: str = ""
+
+    @property
+    def has_names(self) -> bool:
+        """Whether containers can find each other by name."""
+        return self.name != DEFAULT_BRIDGE
+
+    def address(self, details: dict[str, Any]) -> str | None:
+        """A container's address on this network, from its inspection; None if it is not there."""
+        for endpoint in details["NetworkSettings"]["Networks"].values():
+            if endpoint["NetworkID"] == self.id:
+                return endpoint["IPAddress"] or endpoint["GlobalIPv6Address"] or None
+        return None
+
+    async def remove(self, docker: Docker) -> None:
+        """Remove it if it is our own and nobody is left on it."""
+        if not self.own:
+            return
+        try:
+            async with engine_call(f"remove the network '{self.name}'"):
+                await (await docker.networks.get(self.id)).delete()
+        except BackendError as error:
+            log.warning("network left behind", network=self.name, reason=str(error))
+
+
+async def find(docker: Docker, chosen: str, fleet: str, label: str, *, in_container: bool) -> ReplicaNetwork:
+    """Find the network of the replicas, or make it.
+
+    Args:
+        docker: The engine.
+        chosen: Its name, when the user has named it.
+        fleet: The fleet's name.
+        label: The label that marks what belongs to a fleet.
+        in_container: Whether the load balancer runs in a container of this engine.
+
+    Raises:
+        BackendError: There is none and none can be made.
+    """
+    if chosen:
+        try:
+            details = await (await docker.networks.get(chosen)).show()
+        except DockerError as error:
+            if error.status != NOT_FOUND:
+                raise
+            raise BackendError(
+                f"--network: there is no network '{chosen}': make it (docker network create {chosen})"
+            ) from None
+        return ReplicaNetwork(details["Id"], details["Name"])
+    if in_container and (ours := await _our_network(docker)):
+        return ours
+    return await _make(docker, f"loadbalancer-{fleet}", {label: fleet})
+
+
+async def _our_network(docker: Docker) -> ReplicaNetwork | None:
+    """The network of the container that this program runs in; None when it uses the host's."""
+    details = await _ourselves(docker)
+    project = (details["Config"]["Labels"] or {}).get(COMPOSE_PROJECT, "")
+    networks = details["NetworkSettings"]["Networks"]
+    # A network made by a user before Docker's default: only there do replicas have names.
+    for name in sorted(networks, key=lambda name: (name == DEFAULT_BRIDGE, name)):
+        if name not in _NO_NETWORK:
+            return ReplicaNetwork(networks[name]["NetworkID"], name, compose_project=project)
+    return None
+
+
+async def _ourselves(docker: Docker) -> dict[str, Any]:
+    """Inspect our own container, found by its hostname or, when that was set, by what is mounted in it."""
+    candidates = [socket.gethostname()]
+    mounts = Path("/proc/self/mountinfo").read_text()  # noqa: ASYNC240 - made by the kernel, no disk
+    if found := _ID_IN_MOUNTS.search(mounts):
+        candidates.insert(0, found[1])
+    for candidate in candidates:
+        try:
+            return await docker.containers.container(candidate).show()
+        except DockerError as error:
+            if error.status != NOT_FOUND:
+                raise
+    raise BackendError(
+        "the load balancer runs in a container that this Docker Engine does not know: "
+        "mount the socket of the engine that runs it, or name the network of the replicas with --network"
+    )
+
+
+async def _make(docker: Docker, name: str, labels: dict[str, str]) -> ReplicaNetwork:
+    for network in await docker.networks.list(filters={"name": name}):
+        if network["Name"] == name:
+            return ReplicaNetwork(network["Id"], name, own=(network["Labels"] or {}) == labels)
+    made = await docker.networks.create(
+        {"Name": name, "Driver": "bridge", "CheckDuplicate": True, "Labels": labels}
+    )
+    return ReplicaNetwork(made.id, name, own=True)
