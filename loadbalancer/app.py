@@ -1,0 +1,215 @@
+"""Builds the whole load balancer from its settings, runs it, and tears it down again.
+
+The only place that knows every part. Reading order: `run`, `_serve`, `_build`.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import hypercorn.asyncio
+import structlog
+import uvloop
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.typing import ASGIFramework
+
+from loadbalancer.api.application import create_api
+from loadbalancer.errors import BackendError
+from loadbalancer.fleet.backends.base import Backend
+from loadbalancer.fleet.backends.docker import DockerBackend
+from loadbalancer.fleet.backends.process import ProcessBackend
+from loadbalancer.fleet.fleet import Fleet
+from loadbalancer.fleet.heartbeat import Prober
+from loadbalancer.fleet.keeper import Timing
+from loadbalancer.proxy.accounting import Accounting
+from loadbalancer.proxy.asgi import AsgiLane
+from loadbalancer.proxy.dispatcher import Dispatcher
+from loadbalancer.proxy.websocket import MAX_MESSAGE
+from loadbalancer.routing.policies import make_policy
+from loadbalancer.routing.ring import Ring, capacity
+from loadbalancer.routing.snapshot import Snapshot
+from loadbalancer.routing.upstream import Upstream, authority
+from loadbalancer.settings import IN_IMAGE, Settings, parse_weights
+from loadbalancer.telemetry.events import EventStream
+from loadbalancer.telemetry.journal import Journal
+from loadbalancer.telemetry.logs import configure as configure_logs
+from loadbalancer.telemetry.metrics import Metrics
+
+BACKLOG = 4096
+"""Connections that the kernel may hold for us while we are busy: a burst of thousands must not be refused."""
+
+MAX_HEAD = 32 * 1024
+"""Bytes of a request's line and headers together."""
+
+log = structlog.get_logger("loadbalancer")
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT, and return the exit status.
+
+    Args:
+        settings: The validated options.
+
+    Returns:
+        0 after an orderly end; 1 when it could not start, with the reason on standard error.
+    """
+    configure_logs(settings.log_format, settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        where = authority(settings.host, settings.port)
+        print(f"loadbalancer serve: cannot listen on {where}: {error.strerror}", file=sys.stderr)
+        return 1
+    stop = asyncio.Event()
+    _on_signals(stop.set)
+    with listener:
+        try:
+            async with _build(settings) as parts:
+                # From now on a second signal means that there is no time to lose.
+                _on_signals(lambda: parts.fleet.hurry() if stop.is_set() else stop.set())
+                log.info(
+                    "serving",
+                    url=f"http://{authority(settings.host, settings.port)}",
+                    backend=parts.backend.name,
+                )
+                await _serve_http(parts, listener, stop, settings)
+        except BackendError as error:
+            print(f"loadbalancer serve: {error}", file=sys.stderr)
+            return 1
+    log.info("stopped")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Parts:
+    backend: Backend
+    fleet: Fleet
+    app: ASGIFramework
+    events: EventStream
+
+
+@asynccontextmanager
+async def _build(settings: Settings) -> AsyncIterator[_Parts]:
+    """Make every part and join them; at the end, stop the replicas and close what was opened."""
+    rng = random.Random()
+    metrics = Metrics()
+    events = EventStream()
+    backend = _make_backend(settings)
+    async with Prober(settings.heartbeat_path, settings.heartbeat_timeout) as prober:
+        fleet = Fleet(
+            backend,
+            prober,
+            Journal(events, metrics),
+            _snapshot_maker(settings, rng),
+            replicas=settings.replicas,
+            capacity=_room(settings),
+            timing=Timing(
+                interval=settings.heartbeat_interval,
+                max_fail_count=settings.max_fail_count,
+                start=settings.start_timeout,
+                drain=settings.drain_timeout,
+                stop=settings.stop_timeout,
+            ),
+            weights=parse_weights(settings.weights),
+            rng=rng,
+        )
+        metrics.watch_replicas(fleet.census)
+        async with AsgiLane(fleet, settings, Accounting(metrics, access_log=settings.access_log)) as lane:
+            api = create_api(fleet, metrics, events, settings.admin_token)
+            try:
+                await fleet.open()
+                yield _Parts(backend, fleet, Dispatcher(api, lane), events)
+            finally:
+                await fleet.close()
+
+
+async def _serve_http(
+    parts: _Parts, listener: socket.socket, stop: asyncio.Event, settings: Settings
+) -> None:
+    """Serve until told to stop; then let requests in flight end, for as long as replicas may drain."""
+    config = HypercornConfig()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.backlog = BACKLOG
+    config.graceful_timeout = settings.drain_timeout
+    config.keep_alive_timeout = settings.idle_timeout
+    config.h11_max_incomplete_size = MAX_HEAD
+    config.websocket_max_message_size = MAX_MESSAGE
+    # The replicas' answers pass as they are; ours bring their own date.
+    config.include_server_header = config.include_date_header = False
+    config.errorlog = logging.getLogger("hypercorn.error")
+
+    async def until_stopped() -> None:
+        await stop.wait()
+        log.info("stopping")
+        parts.events.close()
+
+    await hypercorn.asyncio.serve(parts.app, config, shutdown_trigger=until_stopped)
+
+
+def _on_signals(received: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind before anything is started, so that a taken port costs no replica its life."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise OSError(error.errno, error.strerror) from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _make_backend(settings: Settings) -> Backend:
+    if settings.effective_backend() == "docker":
+        return DockerBackend(
+            image=settings.image,
+            replica_port=settings.replica_port,
+            fleet=settings.fleet,
+            chosen_network=settings.network,
+            in_container=os.environ.get(IN_IMAGE) == "1",
+        )
+    return ProcessBackend(settings.command)
+
+
+def _room(settings: Settings) -> int:
+    """How many replicas there is room for."""
+    if settings.policy != "consistent-hash":
+        return settings.max_replicas
+    return min(settings.max_replicas, capacity(settings.ring))
+
+
+def _snapshot_maker(settings: Settings, rng: random.Random) -> Callable[[Sequence[Upstream]], Snapshot]:
+    # Each ring is made from the one before: that costs a fraction of building it anew.
+    ring = Ring.build(settings.ring, ())
+
+    def make(upstreams: Sequence[Upstream]) -> Snapshot:
+        nonlocal ring
+        if settings.policy == "consistent-hash":
+            ring = ring.changed_to(upstream.number for upstream in upstreams)
+        policy = make_policy(settings.policy, upstreams, ring=ring, load_factor=settings.load_factor, rng=rng)
+        return Snapshot(tuple(upstreams), policy)
+
+    return make

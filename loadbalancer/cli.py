@@ -1,0 +1,172 @@
+"""The commands: `serve` runs a load balancer, `rep`, `add`, `rm` and `get` talk to one, `ring` shows a ring.
+
+Faulty usage ends with status 2 and one line that names what is wrong; a command that fails, with
+status 1 and the server's message.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.table import Table
+
+from loadbalancer import __version__, client, distribution
+from loadbalancer.routing.ring import PRESETS
+from loadbalancer.settings import Settings, SettingsError, environment_name, load, option_name
+
+Command = Callable[..., Any]
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    try:
+        status = commands(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        status = 2
+    except click.UsageError as error:
+        name = error.ctx.command_path if error.ctx else "loadbalancer"
+        print(f"{name}: {' '.join(error.format_message().split())}", file=sys.stderr)
+        status = 2
+    except client.CommandError as error:
+        print(error, file=sys.stderr)
+        status = 1
+    except (click.Abort, KeyboardInterrupt):
+        status = 130
+    sys.exit(status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="loadbalancer")
+def commands() -> None:
+    """An HTTP load balancer that starts, watches and replaces its own replicas."""
+
+
+def _with_settings(command: Command) -> Command:
+    """Give a command an option for each field of `Settings`, in the order in which they are declared."""
+    for name, field in reversed(Settings.model_fields.items()):
+        command = _option(name, field)(command)
+    return command
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    default = "unset" if field.default is None else "empty" if field.default == "" else field.default
+    text = f"{field.description} [default: {default}; env: {environment_name(name)}]"
+    if field.annotation is bool:
+        return click.option(option_name(name), name, is_flag=True, default=None, help=text)
+    # Texts for now: `settings` reads and checks the values of all sources alike.
+    return click.option(option_name(name), name, default=None, metavar="VALUE", help=text)
+
+
+@commands.command()
+@click.option("--config", type=click.Path(path_type=Path), envvar="LB_CONFIG", help="TOML file with options.")
+@_with_settings
+def serve(config: Path | None, **options: Any) -> int:
+    """Run the load balancer."""
+    import os
+
+    from loadbalancer.app import run
+
+    try:
+        settings = load(options, config, os.environ)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    return run(settings)
+
+
+def _with_url(command: Command) -> Command:
+    """Give a command the options that say which load balancer to talk to."""
+    command = click.option("--token", envvar="LB_ADMIN_TOKEN", help="Its admin token. [env: LB_ADMIN_TOKEN]")(
+        command
+    )
+    return click.option(
+        "--url",
+        envvar="LB_URL",
+        default="http://127.0.0.1:5000",
+        show_default=True,
+        help="Where the load balancer is. [env: LB_URL]",
+    )(command)
+
+
+@commands.command()
+@_with_url
+def rep(url: str, token: str | None) -> None:
+    """List the replicas."""
+    _show_members(client.call(url, "GET", "/rep", token))
+
+
+@commands.command()
+@click.argument("n", type=int)
+@click.argument("hostnames", nargs=-1)
+@_with_url
+def add(n: int, hostnames: tuple[str, ...], url: str, token: str | None) -> None:
+    """Add N replicas; the first of them get the HOSTNAMES, the others made-up ones."""
+    _show_members(client.call(url, "POST", "/add", token, {"n": n, "hostnames": list(hostnames)}))
+
+
+@commands.command()
+@click.argument("n", type=int)
+@click.argument("hostnames", nargs=-1)
+@_with_url
+def rm(n: int, hostnames: tuple[str, ...], url: str, token: str | None) -> None:
+    """Remove N replicas: those called HOSTNAMES, and any others."""
+    _show_members(client.call(url, "DELETE", "/rm", token, {"n": n, "hostnames": list(hostnames)}))
+
+
+@commands.command()
+@click.argument("path")
+@_with_url
+def get(path: str, url: str, token: str | None) -> int:
+    """Send GET PATH, and print the body of the answer."""
+    answer = client.fetch(url, path, token)
+    sys.stdout.buffer.write(answer.body)
+    if sys.stdout.isatty() and not answer.body.endswith(b"\n"):
+        print()
+    if answer.status >= 400:
+        raise client.CommandError(f"GET {path} answered {answer.status}")
+    return 0
+
+
+@commands.command()
+@click.option("--ring", "name", type=click.Choice(list(PRESETS)), default="default", show_default=True)
+@click.option("--replicas", type=click.IntRange(1), default=3, show_default=True, help="N.")
+@click.option("--requests", type=click.IntRange(1, 10_000_000), default=10_000, show_default=True, help="R.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the random ids.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def ring(name: str, replicas: int, requests: int, seed: int, as_json: bool) -> None:
+    """Show how a ring spreads R requests with random 6-digit ids over N replicas."""
+    try:
+        drawn = distribution.draw(name, replicas, requests, seed)
+    except ValueError as error:
+        raise click.UsageError(f"--replicas: {error}") from None
+    if as_json:
+        print(json.dumps(drawn.as_dict()))
+        return
+    _table(
+        f"{name}: {drawn.slots} slots, {drawn.virtual_servers} virtual servers each, "
+        f"{requests} requests, peak-to-mean {drawn.peak_to_mean:.3f}",
+        ("replica", "requests", "share of slots"),
+        [(host, str(n), f"{drawn.slot_share[host]:.2%}") for host, n in drawn.counts.items()],
+    )
+
+
+def _show_members(message: Any) -> None:
+    names = message["replicas"]
+    _table(f"{message['N']} replicas", ("hostname",), [(name,) for name in names])
+
+
+def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table for people, or plain columns separated by tabs for programs."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(row))
+        return
+    table = Table(*head, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,54 @@
+"""How a ring spreads requests over replicas: what the command `ring` shows."""
+
+import random
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loadbalancer.routing.ring import Ring
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What drawn request ids did on a ring, next to the exact shares of its slots."""
+
+    ring: str
+    slots: int
+    virtual_servers: int
+    replicas: int
+    requests: int
+    counts: dict[str, int]
+    peak_to_mean: float
+    slot_share: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, in the order of the fields."""
+        return asdict(self)
+
+
+def draw(ring_name: str, replicas: int, requests: int, seed: int) -> Distribution:
+    """Send random 6-digit request ids to the replicas Server-1 … Server-N.
+
+    Args:
+        ring_name: A preset.
+        replicas: N, at least 1.
+        requests: How many ids to draw, at least 1.
+        seed: Of the random numbers.
+
+    Raises:
+        ValueError: There is no such preset, or it has no slots for so many.
+    """
+    ring = Ring.build(ring_name, range(1, replicas + 1))
+    rng = random.Random(seed)
+    by_number = dict.fromkeys(ring.numbers, 0)
+    for _ in range(requests):
+        by_number[ring.owner(str(rng.randint(100_000, 999_999)))] += 1
+    return Distribution(
+        ring=ring_name,
+        slots=ring.slots,
+        virtual_servers=ring.virtual_servers,
+        replicas=replicas,
+        requests=requests,
+        counts={f"Server-{number}": count for number, count in by_number.items()},
+        peak_to_mean=max(by_number.values()) * replicas / requests,
+        slot_share={f"Server-{number}": float(share) for number, share in ring.slot_share().items()},
+    )
