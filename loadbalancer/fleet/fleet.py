@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from loadbalancer.errors import BadRequestError, ClosingError
+from loadbalancer.errors import BackendError, BadRequestError, ClosingError
 from loadbalancer.fleet.backends.base import Backend, Found, Instance, ReplicaSpec
 from loadbalancer.fleet.keeper import Keeper, Probe, Timing
 from loadbalancer.fleet.lock import FleetLock
@@ -163,6 +163,11 @@ class Fleet:
         """
         await self._backend.open()
         found = await self._backend.adopt()
+        if len(found) > self._capacity:
+            raise BackendError(
+                f"there are {len(found)} replicas of this fleet, but room for {self._capacity} only: "
+                "remove some, or start with the --ring and --max-replicas that they were started with"
+            )
         async with self._lock.write():
             for leftover in found:
                 keeper = self._enrol(leftover.spec, admitted=True)

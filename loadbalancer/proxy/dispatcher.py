@@ -4,11 +4,16 @@ It stands before Quart's routing, which would normalise paths and answer for met
 know: what belongs to the replicas reaches the lane as it came.
 """
 
+import re
+from urllib.parse import unquote
+
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
-from yarl import URL
 
 from loadbalancer.errors import BadRequestError, LoadBalancerError, NotImplementedByUsError, answer
 from loadbalancer.proxy.client import Client
+
+_ABSOLUTE_FORM = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#@]+)(/[^?#]*)?", re.IGNORECASE)
+"""An absolute target without its query, which ASGI keeps apart: its authority and its path."""
 
 
 def is_own(path: str) -> bool:
@@ -56,14 +61,10 @@ def _in_origin_form(scope: HTTPScope) -> HTTPScope:
     raw = scope["raw_path"].decode("ascii")
     if scope["method"] == "CONNECT":
         raise NotImplementedByUsError("CONNECT is for forward proxies, which this is not")
-    try:
-        url = URL(raw, encoded=True)
-        if "#" in raw or url.scheme not in ("http", "https") or not url.host_subcomponent:
-            raise ValueError
-        authority = url.authority
-    except ValueError:
-        raise BadRequestError(f"the request target '{raw}' is neither a path nor an absolute URL") from None
-    path = url.raw_path or "/"
+    target = _ABSOLUTE_FORM.fullmatch(raw)
+    if target is None:
+        raise BadRequestError(f"the request target '{raw}' is neither a path nor an absolute URL")
+    authority, path = target[1], target[2] or "/"
     headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
     headers.append((b"host", authority.encode()))
-    return {**scope, "path": url.path, "raw_path": path.encode(), "headers": headers}
+    return {**scope, "path": unquote(path), "raw_path": path.encode(), "headers": headers}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import aiohttp
+import structlog
 
 from loadbalancer.errors import UpstreamError, UpstreamTimeoutError
 from loadbalancer.proxy.headers import Header
@@ -18,6 +19,8 @@ MAX_HEADER_LINE = 32 * 1024
 
 NOT_INVENTED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 """Headers that the HTTP library would add of its own accord."""
+
+log = structlog.get_logger("loadbalancer.proxy")
 
 
 def open_session(
@@ -64,7 +67,8 @@ def as_upstream_errors(upstream: Upstream, connect_timeout: float, timeout: floa
     except aiohttp.ClientConnectorError as error:
         raise UpstreamError(f"{name} cannot be reached: {error.strerror}") from error
     except (aiohttp.ClientError, ConnectionError) as error:
-        raise UpstreamError(f"{name} broke off: {_describe(error)}") from error
+        log.debug("upstream failed", replica=name, reason=repr(error))
+        raise UpstreamError(f"{name} {_describe(error)}") from error
 
 
 def text(headers: Sequence[Header]) -> list[tuple[str, str]]:
@@ -80,5 +84,15 @@ def _decode(value: bytes) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    """What the replica did, without the library's way of putting it."""
+    match error:
+        case aiohttp.ServerDisconnectedError():
+            return "closed the connection before it had answered"
+        case aiohttp.ClientPayloadError():
+            return "broke off in the middle of its answer"
+        case aiohttp.ClientResponseError():
+            return "answered something that is not HTTP"
+        case OSError(strerror=str(why)):
+            return f"broke the connection: {why}"
+        case _:
+            return "broke the connection"

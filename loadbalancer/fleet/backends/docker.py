@@ -29,10 +29,6 @@ LABEL_HOSTNAME = "loadbalancer.hostname"
 LABEL_NUMBER = "loadbalancer.number"
 LABEL_VERSION = "loadbalancer.version"
 
-COMPOSE_SERVICE = "server"
-"""The service of our compose file that replicas count as, so that `docker compose down` removes them even
-when no load balancer is left to do it."""
-
 CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 MAX_HOSTNAME = 63
 """What Docker takes for a container's name and for its hostname (`HOST_NAME_MAX` is 64 on Linux)."""
@@ -207,24 +203,16 @@ class DockerBackend:
         await self._remove(holder["Id"])
 
     def _config(self, spec: ReplicaSpec) -> dict[str, Any]:
-        labels = {
-            LABEL: self._fleet,
-            LABEL_HOSTNAME: spec.hostname,
-            LABEL_NUMBER: str(spec.number),
-            LABEL_VERSION: __version__,
-        }
-        if self._network.compose_project:
-            labels |= {
-                network.COMPOSE_PROJECT: self._network.compose_project,
-                "com.docker.compose.service": COMPOSE_SERVICE,
-                # What `docker compose run` makes: `down` removes it, `up` does not count it.
-                "com.docker.compose.oneoff": "True",
-            }
         return {
             "Image": self._image,
             "Hostname": spec.hostname,
             "Env": [f"PORT={self._port}", f"SERVER_ID={spec.hostname}"],
-            "Labels": labels,
+            "Labels": {
+                LABEL: self._fleet,
+                LABEL_HOSTNAME: spec.hostname,
+                LABEL_NUMBER: str(spec.number),
+                LABEL_VERSION: __version__,
+            },
             # Init: a program that is process 1 and ignores SIGTERM would wait for SIGKILL each time.
             "HostConfig": {"NetworkMode": self._network.name, "Init": True},
             "NetworkingConfig": {

@@ -20,8 +20,6 @@ from loadbalancer.fleet.backends.engine import NOT_FOUND, engine_call
 DEFAULT_BRIDGE = "bridge"
 """Docker's default network: reachable by address, but without names."""
 
-COMPOSE_PROJECT = "com.docker.compose.project"
-
 _NO_NETWORK = ("host", "none")
 _ID_IN_MOUNTS = re.compile(r"/containers/([0-9a-f]{64})/")
 
@@ -36,13 +34,11 @@ class ReplicaNetwork:
         id: The network's id.
         name: Its name.
         own: Whether it was made for this fleet, and is removed with it.
-        compose_project: The Compose project that the load balancer is part of; empty if none.
     """
 
     id: str
     name: str
     own: bool = False
-    compose_project: str = ""
 
     @property
     def has_names(self) -> bool:
@@ -98,12 +94,11 @@ async def find(docker: Docker, chosen: str, fleet: str, label: str, *, in_contai
 async def _our_network(docker: Docker) -> ReplicaNetwork | None:
     """The network of the container that this program runs in; None when it uses the host's."""
     details = await _ourselves(docker)
-    project = (details["Config"]["Labels"] or {}).get(COMPOSE_PROJECT, "")
     networks = details["NetworkSettings"]["Networks"]
     # A network made by a user before Docker's default: only there do replicas have names.
     for name in sorted(networks, key=lambda name: (name == DEFAULT_BRIDGE, name)):
         if name not in _NO_NETWORK:
-            return ReplicaNetwork(networks[name]["NetworkID"], name, compose_project=project)
+            return ReplicaNetwork(networks[name]["NetworkID"], name)
     return None
 
 
