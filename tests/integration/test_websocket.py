@@ -1,0 +1,81 @@
+"""WebSockets through the load balancer, to an echo server that knows nothing of it."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from tests.harness import LoadBalancer, eventually, replica
+
+
+@pytest.fixture(scope="module")
+def lb() -> Iterator[LoadBalancer]:
+    with LoadBalancer("--command", replica("websockets_echo"), replicas=2) as running:
+        yield running
+
+
+def url(lb: LoadBalancer) -> str:
+    return f"ws://127.0.0.1:{lb.port}/chat?room=1"
+
+
+async def test_messages_of_both_kinds_are_echoed(lb: LoadBalancer) -> None:
+    async with connect(url(lb)) as connection:
+        for message in ("text: äöü", b"\x00\xffbytes", "", "x" * 1_000_000):
+            await connection.send(message)
+            assert await connection.recv() == message
+
+
+async def test_the_subprotocol_is_the_replicas_choice(lb: LoadBalancer) -> None:
+    async with connect(url(lb), subprotocols=[Subprotocol("other"), Subprotocol("echo")]) as connection:
+        assert connection.subprotocol == "echo"
+
+
+async def test_many_are_held_at_once_and_counted(lb: LoadBalancer) -> None:
+    connections = await asyncio.gather(*(connect(url(lb)) for _ in range(50)))
+    answers = set()
+    for connection in connections:
+        await connection.send("who are you")
+        answers.add(await connection.recv())
+    assert answers == {"Server-1", "Server-2"}
+    assert sum(one["in_flight"] for one in lb.state().values()) == 50
+    await asyncio.gather(*(connection.close() for connection in connections))
+    await asyncio.to_thread(
+        eventually, lambda: not any(one["in_flight"] for one in lb.state().values()), "all are closed"
+    )
+
+
+async def test_a_replica_that_closes_closes_the_client(lb: LoadBalancer) -> None:
+    async with connect(url(lb)) as connection:
+        await connection.send("please close")
+        with pytest.raises(ConnectionClosed) as closed:
+            await connection.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4001
+
+
+async def test_a_replica_that_breaks_off_is_a_bad_gateway(lb: LoadBalancer) -> None:
+    async with connect(url(lb)) as connection:
+        await connection.send("please break")
+        with pytest.raises(ConnectionClosed) as closed:
+            await connection.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1014
+
+
+async def test_a_replica_that_refuses_the_handshake_refuses_it_for_us() -> None:
+    with LoadBalancer("--command", replica("odd"), replicas=1) as odd:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://127.0.0.1:{odd.port}/teapot")
+        assert refused.value.response.status_code == 418
+        assert refused.value.response.body == b"short and stout"
+
+
+async def test_without_replicas_the_handshake_is_a_503() -> None:
+    with LoadBalancer(replicas=0) as empty:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://127.0.0.1:{empty.port}/")
+        assert refused.value.response.status_code == 503
+        assert refused.value.response.headers["Retry-After"] == "1"
