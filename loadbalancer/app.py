@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import hypercorn.asyncio
@@ -45,6 +45,9 @@ from loadbalancer.telemetry.metrics import Metrics
 BACKLOG = 4096
 """Connections that the kernel may hold for us while we are busy: a burst of thousands must not be refused."""
 
+CUT_OFF_WITHIN = 1.0
+"""Seconds for connections to end once there is no time left."""
+
 MAX_HEAD = 32 * 1024
 """Bytes of a request's line and headers together."""
 
@@ -72,19 +75,16 @@ async def _serve(settings: Settings) -> int:
         where = authority(settings.host, settings.port)
         print(f"loadbalancer serve: cannot listen on {where}: {error.strerror}", file=sys.stderr)
         return 1
-    stop = asyncio.Event()
-    _on_signals(stop.set)
+    shutdown = _Shutdown()
     with listener:
         try:
-            async with _build(settings) as parts:
-                # From now on a second signal means that there is no time to lose.
-                _on_signals(lambda: parts.fleet.hurry() if stop.is_set() else stop.set())
+            async with _build(settings, shutdown) as parts:
                 log.info(
                     "serving",
                     url=f"http://{authority(settings.host, settings.port)}",
                     backend=parts.backend.name,
                 )
-                await _serve_http(parts, listener, stop, settings)
+                await _serve_http(parts, listener, shutdown, settings)
         except BackendError as error:
             print(f"loadbalancer serve: {error}", file=sys.stderr)
             return 1
@@ -92,16 +92,36 @@ async def _serve(settings: Settings) -> int:
     return 0
 
 
+class _Shutdown:
+    """What SIGTERM and SIGINT ask for: the first to stop, a second to hurry."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+
+    async def out_of_time(self, patience: float) -> None:
+        """Return when there is a hurry, or when so many seconds have passed since the first signal."""
+        await self.asked.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self.hurried.wait()
+
+    def _signalled(self) -> None:
+        (self.hurried if self.asked.is_set() else self.asked).set()
+
+
 @dataclass(frozen=True)
 class _Parts:
     backend: Backend
-    fleet: Fleet
     app: ASGIFramework
     events: EventStream
 
 
 @asynccontextmanager
-async def _build(settings: Settings) -> AsyncIterator[_Parts]:
+async def _build(settings: Settings, shutdown: _Shutdown) -> AsyncIterator[_Parts]:
     """Make every part and join them; at the end, stop the replicas and close what was opened."""
     rng = random.Random()
     metrics = Metrics()
@@ -130,13 +150,27 @@ async def _build(settings: Settings) -> AsyncIterator[_Parts]:
             api = create_api(fleet, metrics, events, settings.admin_token)
             try:
                 await fleet.open()
-                yield _Parts(backend, fleet, Dispatcher(api, lane), events)
+                yield _Parts(backend, Dispatcher(api, lane), events)
             finally:
-                await fleet.close()
+                await _close(fleet, shutdown)
+
+
+async def _close(fleet: Fleet, shutdown: _Shutdown) -> None:
+    """Drain and stop the replicas, without any patience once there is a hurry."""
+
+    async def when_hurried() -> None:
+        await shutdown.hurried.wait()
+        fleet.hurry()
+
+    hurrying = asyncio.create_task(when_hurried())
+    try:
+        await fleet.close()
+    finally:
+        hurrying.cancel()
 
 
 async def _serve_http(
-    parts: _Parts, listener: socket.socket, stop: asyncio.Event, settings: Settings
+    parts: _Parts, listener: socket.socket, shutdown: _Shutdown, settings: Settings
 ) -> None:
     """Serve until told to stop; then let requests in flight end, for as long as replicas may drain."""
     config = HypercornConfig()
@@ -151,17 +185,18 @@ async def _serve_http(
     config.errorlog = logging.getLogger("hypercorn.error")
 
     async def until_stopped() -> None:
-        await stop.wait()
+        await shutdown.asked.wait()
         log.info("stopping")
         parts.events.close()
 
-    await hypercorn.asyncio.serve(parts.app, config, shutdown_trigger=until_stopped)
-
-
-def _on_signals(received: Callable[[], None]) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received)
+    serving = asyncio.create_task(hypercorn.asyncio.serve(parts.app, config, shutdown_trigger=until_stopped))
+    out_of_time = asyncio.create_task(shutdown.out_of_time(settings.drain_timeout + CUT_OFF_WITHIN))
+    await asyncio.wait({serving, out_of_time}, return_when=asyncio.FIRST_COMPLETED)
+    out_of_time.cancel()
+    if not serving.done():
+        serving.cancel()
+        # A client that reads nothing of its answer holds even this up; closing the loop cuts it off.
+        await asyncio.wait({serving}, timeout=CUT_OFF_WITHIN)
 
 
 def _listen(host: str, port: int) -> socket.socket:

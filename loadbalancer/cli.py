@@ -25,7 +25,7 @@ Command = Callable[..., Any]
 def main() -> None:
     """Run the command line and exit with its status."""
     try:
-        status = commands(standalone_mode=False)
+        status = commands(prog_name="loadbalancer", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         status = 2

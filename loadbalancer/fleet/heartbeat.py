@@ -6,6 +6,7 @@ misses. Every replica has its own loop, so a slow one delays nobody else's.
 """
 
 import asyncio
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +14,19 @@ import aiohttp
 from yarl import URL
 
 from loadbalancer.routing.upstream import authority
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A missed heartbeat.
+
+    Args:
+        reason: Why, in words.
+        timed_out: Whether there was no answer at all, neither good nor bad, in time.
+    """
+
+    reason: str
+    timed_out: bool = False
 
 
 class Prober:
@@ -43,7 +57,7 @@ class Prober:
         if self._session is not None:
             await self._session.close()
 
-    async def probe(self, host: str, port: int) -> str | None:
+    async def probe(self, host: str, port: int) -> Miss | None:
         """Ask once.
 
         Args:
@@ -51,20 +65,20 @@ class Prober:
             port: Its port.
 
         Returns:
-            None when the heartbeat was good, else the reason, in words, why it was missed.
+            None when the heartbeat was good.
         """
         if self._session is None:
             raise RuntimeError("a Prober is used inside `async with`")
         url = URL(f"http://{authority(host, port)}{self._path}", encoded=True)
         try:
             async with self._session.get(url, allow_redirects=False) as response:
-                return None if response.status < 500 else f"heartbeat answered {response.status}"
+                return None if response.status < 500 else Miss(f"heartbeat answered {response.status}")
         except TimeoutError:
-            return f"no heartbeat within {self._timeout:g} s"
+            return Miss(f"no heartbeat within {self._timeout:g} s", timed_out=True)
         except aiohttp.ClientConnectorError:
-            return "heartbeat refused"
+            return Miss("heartbeat refused")
         except (aiohttp.ClientError, ConnectionError) as error:
-            return f"heartbeat broken: {str(error) or type(error).__name__}"
+            return Miss(f"heartbeat broken: {str(error) or type(error).__name__}")
 
 
 class Ticker:

@@ -18,7 +18,7 @@ import structlog
 
 from loadbalancer.errors import BackendError, ClosingError
 from loadbalancer.fleet.backends.base import Backend, Instance
-from loadbalancer.fleet.heartbeat import Ticker
+from loadbalancer.fleet.heartbeat import Miss, Ticker
 from loadbalancer.fleet.replica import Replica, State
 
 READINESS_POLL = 0.05
@@ -33,8 +33,8 @@ log = structlog.get_logger(__name__)
 class Probe(Protocol):
     """Asks for a heartbeat; see `heartbeat.Prober.probe`."""
 
-    async def probe(self, host: str, port: int) -> str | None:
-        """None when the heartbeat was good, else the reason why it was missed."""
+    async def probe(self, host: str, port: int) -> Miss | None:
+        """None when the heartbeat was good."""
 
 
 class Registry(Protocol):
@@ -241,7 +241,7 @@ class Keeper:
         async def ask() -> None:
             nonlocal last
             while (miss := await self._probe.probe(instance.host, instance.port)) is not None:
-                last = miss
+                last = miss.reason
                 await asyncio.sleep(READINESS_POLL)
 
         ready = await self._first_of(instance.exited, self._leave, work=ask(), timeout=self._timing.start)
@@ -266,12 +266,27 @@ class Keeper:
             missed = 0
             while missed < self._timing.max_fail_count:
                 await ticker.tick()
-                miss = await self._probe.probe(instance.host, instance.port)
+                miss = await self._heartbeat(instance)
                 missed = await self._registry.beat(self.replica, miss)
                 reason = f"missed {missed} heartbeats in a row: {miss}"
 
         await self._first_of(instance.exited, self._leave, work=beats())
         return instance.exited.result() if instance.exited.done() else reason
+
+    async def _heartbeat(self, instance: Instance) -> str | None:
+        """Ask for a heartbeat: None if the replica is alive, else why it was missed.
+
+        Under a heavy load a heartbeat waits in the same queues as the requests. A replica that keeps
+        answering them is busy, not dead, and taking it out would only drown the others.
+        """
+        upstream = self.replica.upstream
+        answered = upstream.answered if upstream else 0
+        miss = await self._probe.probe(instance.host, instance.port)
+        if miss is None:
+            return None
+        if miss.timed_out and upstream and upstream.in_flight and upstream.answered > answered:
+            return None
+        return miss.reason
 
     async def _give_up_instance(self, reason: str) -> None:
         instance = self.replica.instance

@@ -145,6 +145,8 @@ class AsgiLane:
                     data=body,
                     allow_redirects=False,
                 )
+                if response.status < 500:
+                    upstream.answered += 1
                 try:
                     await self._send_back(response, client, patience, entry)
                 finally:

@@ -40,7 +40,9 @@ class Dispatcher:
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Hand the request on."""
         if scope["type"] == "lifespan":
-            await self._api(scope, receive, send)
+            # Nothing waits for it: `app` opens and closes what there is.
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
             return
         if scope["type"] == "http" and (not scope["raw_path"].startswith(b"/") or b"#" in scope["raw_path"]):
             try:

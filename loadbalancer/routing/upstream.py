@@ -1,7 +1,7 @@
 """An upstream: what routing and the data path know of one replica that is in rotation.
 
-Its identity is frozen. Its one mutable part is the count of requests in flight, which the data path
-changes through `acquire` and `release` and nobody else may touch; policies read it. A replacement of
+Its identity is frozen. Mutable are the counts of requests in flight and of answers, which the data path
+changes and nobody else may touch; policies read the one, keepers the other. A replacement of
 a dead replica is a new upstream under the old name and number, with a count of its own.
 """
 
@@ -27,6 +27,8 @@ class Upstream:
     port: int
     weight: int = 1
     in_flight: int = field(default=0, init=False)
+    answered: int = field(default=0, init=False)
+    """Answers below 500 that it has begun: proof of life while heartbeats queue behind requests."""
     on_idle: Callable[[], None] | None = field(default=None, init=False, repr=False)
     """Called when the last request in flight has ended; the fleet sets it while it drains the replica."""
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from loadbalancer.fleet.heartbeat import Prober, Ticker
+from loadbalancer.fleet.heartbeat import Miss, Prober, Ticker
 from tests.unit.fleet.fakes import now, run
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -26,7 +26,7 @@ async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
-async def probe(handler: Handler) -> str | None:
+async def probe(handler: Handler) -> Miss | None:
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
     async with server, Prober("/beat?deep=1", 0.2) as prober:
         return await prober.probe(*server.sockets[0].getsockname()[:2])
@@ -51,7 +51,8 @@ async def test_any_answer_below_500_is_a_good_heartbeat(status: int) -> None:
 async def test_a_miss_comes_with_its_reason(handler: Handler, reason: str) -> None:
     miss = await probe(handler)
     assert miss is not None
-    assert miss.startswith(reason)
+    assert miss.reason.startswith(reason)
+    assert miss.timed_out == reason.startswith("no heartbeat")
 
 
 async def test_a_refused_connection_is_a_miss() -> None:
@@ -60,7 +61,7 @@ async def test_a_refused_connection_is_a_miss() -> None:
     server.close()
     await server.wait_closed()
     async with Prober("/", 0.5) as prober:
-        assert await prober.probe(*address) == "heartbeat refused"
+        assert await prober.probe(*address) == Miss("heartbeat refused")
 
 
 def test_ticks_keep_their_rate_and_leave_out_what_was_missed() -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from loadbalancer.errors import BackendError, BadRequestError
 from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 from loadbalancer.fleet.fleet import Fleet
+from loadbalancer.fleet.heartbeat import Miss
 from loadbalancer.fleet.keeper import Timing
 from loadbalancer.fleet.replica import Replica
 from loadbalancer.routing.policies import RoundRobin
@@ -147,13 +148,13 @@ class FakeBackend:
 
     # -- heartbeats ---------------------------------------------------------------------------------
 
-    async def probe(self, host: str, port: int) -> str | None:
+    async def probe(self, host: str, port: int) -> Miss | None:
         instance = next((i for _, i in self.running.values() if i.port == port), None)
         if instance is None:
-            return "heartbeat refused"
+            return Miss("heartbeat refused")
         if instance.id in self.hung:
             await asyncio.sleep(1.0)
-            return "no heartbeat within 1 s"
+            return Miss("no heartbeat within 1 s", timed_out=True)
         await asyncio.sleep(self.slow.get(instance.id, 0.001))
         return None
 

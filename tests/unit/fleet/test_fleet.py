@@ -273,6 +273,21 @@ async def test_a_hung_replica_is_found_by_its_missed_heartbeats() -> None:
 
 
 @scenario
+async def test_a_replica_that_answers_requests_is_busy_and_not_dead() -> None:
+    backend = FakeBackend()
+    async with running(backend) as (fleet, journal):
+        busy = fleet.snapshot.upstreams[0]
+        busy.acquire()
+        backend.hang("Server-1")
+        for _ in range(100):
+            busy.answered += 1
+            await asyncio.sleep(0.1)
+        assert journal.of("missed") == []
+        await until(lambda: "Server-1" not in names(fleet), within=5)  # it answers no more
+        busy.release()
+
+
+@scenario
 async def test_fewer_misses_than_the_limit_are_forgiven() -> None:
     backend = FakeBackend()
     async with running(backend) as (fleet, journal):
