@@ -11,6 +11,7 @@ import time
 from collections import deque
 from typing import Any
 
+import aiohttp
 import structlog
 from aiodocker import Docker
 from aiodocker.exceptions import DockerError
@@ -118,6 +119,8 @@ class DeathWatch:
                 if reachable:
                     log.warning("the Docker Engine does not answer", reason=str(error))
                 reachable = False
+            except Exception:
+                log.exception("docker events failed")  # heartbeats still tell; and it is tried again
             finally:
                 await self._unsubscribe()
             await asyncio.sleep(RECONNECT_AFTER)
@@ -126,7 +129,7 @@ class DeathWatch:
         try:
             # aiodocker subscribes anew only after this, which also tells why the last one ended.
             await self._docker.events.stop()  # type: ignore[no-untyped-call]
-        except (DockerError, OSError) as error:
+        except (DockerError, aiohttp.ClientError, OSError) as error:
             log.debug("docker events broke off", reason=str(error))
 
     def _heard(self, event: dict[str, Any]) -> None:

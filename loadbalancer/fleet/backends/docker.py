@@ -124,18 +124,18 @@ class DockerBackend:
 
     async def start(self, spec: ReplicaSpec) -> Instance:
         """Create a container, start it, and ask for its address."""
-        container: DockerContainer | None = None
+        creating = asyncio.ensure_future(self._create(spec))
         try:
             async with engine_call(f"start {spec.hostname}", within=None):
-                container = await self._create(spec)
+                # A call that is broken off may yet make a container, of which nobody would know the id.
+                container = await asyncio.shield(creating)
                 await container.start()
                 details = await container.show()
             if not details["State"]["Running"]:
                 raise BackendError(f"{spec.hostname} ended at once: {await self._deaths.why(container.id)}")
             return self._instance(details)
         except BaseException:
-            # A create that was broken off may yet have made the container: then it is found by its name.
-            await self._undo(container.id if container else None, spec)
+            await self._undo(creating, spec)
             raise
 
     async def stop(self, instance: Instance, grace: float) -> None:
@@ -251,16 +251,15 @@ class DockerBackend:
                 raise
             return None
 
-    async def _undo(self, container_id: str | None, spec: ReplicaSpec) -> None:
+    async def _undo(self, creating: "asyncio.Future[DockerContainer]", spec: ReplicaSpec) -> None:
         """Leave nothing of a failed start behind."""
         try:
-            if container_id is not None:
-                await self._remove(container_id)
-                return
-            async with engine_call("look for what is left"):
-                left = await self._inspect(self._docker.containers.container(spec.hostname))
-            if left and self._is_leftover(left):
-                await self._remove(left["Id"])
+            async with engine_call(f"clear {spec.hostname} away"):
+                container = await creating
+        except BackendError:
+            return  # it was not made, and the caller knows why
+        try:
+            await self._remove(container.id)
         except BackendError as error:
             log.error("container left behind", replica=spec.hostname, reason=str(error))
 
