@@ -79,6 +79,7 @@ async def _serve(settings: Settings) -> int:
     with listener:
         try:
             async with _build(settings, shutdown) as parts:
+                listener.listen(BACKLOG)  # who connects from now on may wait a moment, but is not refused
                 log.info(
                     "serving",
                     url=f"http://{authority(settings.host, settings.port)}",
