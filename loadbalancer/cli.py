@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
@@ -56,7 +56,8 @@ def _with_settings(command: Command) -> Command:
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     default = "unset" if field.default is None else "empty" if field.default == "" else field.default
-    text = f"{field.description} [default: {default}; env: {environment_name(name)}]"
+    choices = f": {', '.join(get_args(field.annotation))}" if get_origin(field.annotation) is Literal else ""
+    text = f"{field.description}{choices} [default: {default}; env: {environment_name(name)}]"
     if field.annotation is bool:
         return click.option(option_name(name), name, is_flag=True, default=None, help=text)
     # Texts for now: `settings` reads and checks the values of all sources alike.

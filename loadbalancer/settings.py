@@ -90,7 +90,7 @@ class Settings(BaseModel):
     replicas: int = Field(3, ge=0, description="N, the number of replicas to keep, whatever fails")
     max_replicas: int = Field(100, ge=1, le=1000, description="refuse to grow beyond this many replicas")
     backend: Literal["auto", "docker", "process"] = Field(
-        "auto", description="where replicas run; auto: docker in the load balancer's image, else process"
+        "auto", description="where replicas run (auto: docker in the load balancer's image, else process)"
     )
     image: str = Field("loadbalancer-server:latest", min_length=1, description="docker: image of a replica")
     command: Annotated[str, AfterValidator(_command)] = Field(
@@ -128,7 +128,7 @@ class Settings(BaseModel):
         "", description="for weighted-round-robin: HOSTNAME=WEIGHT,…; others weigh 1"
     )
     ring: Literal["classic", "classic-modified", "classic-sha256", "default"] = Field(
-        "default", description="for consistent-hash: the ring's arithmetic"
+        "default", description="the ring's arithmetic, for consistent-hash"
     )
     load_factor: Annotated[float, AfterValidator(_load_factor)] = Field(
         1.25,
@@ -154,7 +154,7 @@ class Settings(BaseModel):
     access_log: bool = Field(False, description="log every request")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level to log")
     log_format: Literal["auto", "text", "json"] = Field(
-        "auto", description="form of the log; auto: text on a terminal, else json"
+        "auto", description="form of the log (auto: text on a terminal, else json)"
     )
 
     def effective_backend(self) -> Literal["docker", "process"]:
