@@ -21,7 +21,7 @@ SPEC = ReplicaSpec("Server-1", 1)
 REPLICA = """
     import json, os, signal, socket, subprocess, sys
 
-    if "stubborn" in sys.argv:
+    if "unmoved" in sys.argv:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     listener = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
     print("listening", flush=True)
@@ -121,7 +121,7 @@ async def test_stop_is_sigterm_first(backends: list[ProcessBackend], replica: st
 async def test_who_ignores_sigterm_is_killed_after_the_grace(
     backends: list[ProcessBackend], replica: str
 ) -> None:
-    backend = await opened(backends, f"{replica} stubborn")
+    backend = await opened(backends, f"{replica} unmoved")
     instance = await backend.start(SPEC)
     await ask(instance)
     begun = asyncio.get_running_loop().time()
@@ -131,7 +131,7 @@ async def test_who_ignores_sigterm_is_killed_after_the_grace(
 
 
 async def test_a_second_stop_hurries_the_first(backends: list[ProcessBackend], replica: str) -> None:
-    backend = await opened(backends, f"{replica} stubborn")
+    backend = await opened(backends, f"{replica} unmoved")
     instance = await backend.start(SPEC)
     await ask(instance)
     patient = asyncio.create_task(backend.stop(instance, 600))
@@ -199,7 +199,7 @@ async def test_replicas_end_when_the_load_balancer_is_killed(replica: str) -> No
         from loadbalancer.fleet.backends.process import ProcessBackend
 
         async def main():
-            backend = ProcessBackend({replica + " stubborn"!r})
+            backend = ProcessBackend({replica + " unmoved"!r})
             await backend.open()
             for number in (1, 2):
                 print((await backend.start(ReplicaSpec(f"S{{number}}", number))).port, flush=True)

@@ -3,7 +3,8 @@
 import asyncio
 import random
 import selectors
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from loadbalancer.errors import BackendError, BadRequestError
@@ -49,6 +50,11 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a virtual clock."""
     with asyncio.Runner(loop_factory=make_loop) as runner:
         return runner.run(main)
+
+
+async def pass_time(seconds: float) -> None:
+    """Let the virtual clock run on."""
+    await asyncio.sleep(seconds)
 
 
 def now() -> float:
@@ -100,7 +106,7 @@ class FakeBackend:
         self._starting += 1
         self.most_at_once = max(self.most_at_once, self._starting)
         try:
-            await asyncio.sleep(self.start_time)
+            await pass_time(self.start_time)
         finally:
             self._starting -= 1
         if reason := self.refuse(spec):
@@ -153,9 +159,9 @@ class FakeBackend:
         if instance is None:
             return Miss("heartbeat refused")
         if instance.id in self.hung:
-            await asyncio.sleep(1.0)
+            await pass_time(1.0)
             return Miss("no heartbeat within 1 s", timed_out=True)
-        await asyncio.sleep(self.slow.get(instance.id, 0.001))
+        await pass_time(self.slow.get(instance.id, 0.001))
         return None
 
 
@@ -198,5 +204,33 @@ async def until(condition: Callable[[], bool], within: float) -> float:
     begun = now()
     while not condition():
         assert now() - begun <= within, f"not so within {within} s"
-        await asyncio.sleep(0.01)
+        await pass_time(0.01)
     return now() - begun
+
+
+@asynccontextmanager
+async def running(backend: FakeBackend, **options: Any) -> AsyncIterator[tuple[Fleet, Journal]]:
+    fleet, journal = make_fleet(backend, **options)
+    await fleet.open()
+    expected = len(await fleet.members())
+    await until(lambda: len(fleet.snapshot.upstreams) == expected, within=5)
+    try:
+        yield fleet, journal
+    finally:
+        await fleet.close()
+        assert not backend.running, "close leaves nothing behind"
+        assert backend.closed
+
+
+def scenario(body: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run an async test on the virtual clock."""
+
+    def test() -> None:
+        run(body())
+
+    test.__name__ = body.__name__
+    return test
+
+
+def names(fleet: Fleet) -> list[str]:
+    return [upstream.hostname for upstream in fleet.snapshot.upstreams]

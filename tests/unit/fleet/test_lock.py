@@ -1,7 +1,7 @@
 import asyncio
 
 from loadbalancer.fleet.lock import FleetLock
-from tests.unit.fleet.fakes import run
+from tests.unit.fleet.fakes import pass_time, run
 
 
 def test_readers_share_and_a_writer_is_alone_in_the_order_of_asking() -> None:
@@ -12,7 +12,7 @@ def test_readers_share_and_a_writer_is_alone_in_the_order_of_asking() -> None:
         async def use(name: str, write: bool) -> None:
             async with lock.write() if write else lock.read():
                 order.append(f"{name} in")
-                await asyncio.sleep(1)
+                await pass_time(1)
                 order.append(f"{name} out")
 
         await asyncio.gather(use("r1", False), use("r2", False), use("w", True), use("r3", False))
@@ -35,9 +35,9 @@ def test_a_cancelled_writer_does_not_leave_the_readers_behind_it_asleep() -> Non
 
         async with lock.read():
             writer = asyncio.create_task(write())
-            await asyncio.sleep(0)
+            await pass_time(0)
             reader = asyncio.create_task(read())
-            await asyncio.sleep(0)
+            await pass_time(0)
             writer.cancel()
             await asyncio.wait_for(reader, timeout=1)
 
@@ -50,10 +50,10 @@ def test_a_holder_cancelled_inside_lets_go() -> None:
 
         async def hold() -> None:
             async with lock.write():
-                await asyncio.sleep(60)
+                await pass_time(60)
 
         holder = asyncio.create_task(hold())
-        await asyncio.sleep(0)
+        await pass_time(0)
         holder.cancel()
         async with asyncio.timeout(1), lock.write():
             pass
