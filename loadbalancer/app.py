@@ -18,7 +18,6 @@ import hypercorn.asyncio
 import structlog
 import uvloop
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.typing import ASGIFramework
 
 from loadbalancer.api.application import create_api
 from loadbalancer.errors import BackendError
@@ -27,7 +26,7 @@ from loadbalancer.fleet.backends.docker import DockerBackend
 from loadbalancer.fleet.backends.process import ProcessBackend
 from loadbalancer.fleet.fleet import Fleet
 from loadbalancer.fleet.heartbeat import Prober
-from loadbalancer.fleet.keeper import Timing
+from loadbalancer.fleet.timing import Timing
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.asgi import AsgiLane
 from loadbalancer.proxy.dispatcher import Dispatcher
@@ -117,7 +116,7 @@ class _Shutdown:
 @dataclass(frozen=True)
 class _Parts:
     backend: Backend
-    app: ASGIFramework
+    app: Dispatcher
     events: EventStream
 
 
@@ -142,6 +141,9 @@ async def _build(settings: Settings, shutdown: _Shutdown) -> AsyncIterator[_Part
                 start=settings.start_timeout,
                 drain=settings.drain_timeout,
                 stop=settings.stop_timeout,
+                eject_after=settings.eject_after,
+                eject=settings.eject_time,
+                slow_start=settings.slow_start,
             ),
             weights=parse_weights(settings.weights),
             rng=rng,
@@ -153,11 +155,11 @@ async def _build(settings: Settings, shutdown: _Shutdown) -> AsyncIterator[_Part
                 await fleet.open()
                 yield _Parts(backend, Dispatcher(api, lane), events)
             finally:
-                await _close(fleet, shutdown)
+                await _close(fleet, shutdown, keep=settings.on_exit == "keep")
 
 
-async def _close(fleet: Fleet, shutdown: _Shutdown) -> None:
-    """Drain and stop the replicas, without any patience once there is a hurry."""
+async def _close(fleet: Fleet, shutdown: _Shutdown, *, keep: bool) -> None:
+    """Drain and stop the replicas, unless they shall be kept; without patience once there is a hurry."""
 
     async def when_hurried() -> None:
         await shutdown.hurried.wait()
@@ -165,7 +167,7 @@ async def _close(fleet: Fleet, shutdown: _Shutdown) -> None:
 
     hurrying = asyncio.create_task(when_hurried())
     try:
-        await fleet.close()
+        await fleet.close(keep=keep)
     finally:
         hurrying.cancel()
 
@@ -188,6 +190,7 @@ async def _serve_http(
     async def until_stopped() -> None:
         await shutdown.asked.wait()
         log.info("stopping")
+        parts.app.closing = True
         parts.events.close()
 
     serving = asyncio.create_task(hypercorn.asyncio.serve(parts.app, config, shutdown_trigger=until_stopped))
@@ -246,6 +249,6 @@ def _snapshot_maker(settings: Settings, rng: random.Random) -> Callable[[Sequenc
         if settings.policy == "consistent-hash":
             ring = ring.changed_to(upstream.number for upstream in upstreams)
         policy = make_policy(settings.policy, upstreams, ring=ring, load_factor=settings.load_factor, rng=rng)
-        return Snapshot(tuple(upstreams), policy)
+        return Snapshot(tuple(upstreams), policy, rng)
 
     return make

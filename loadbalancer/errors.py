@@ -55,13 +55,27 @@ class NoReplicaError(LoadBalancerError):
 
 
 class UpstreamError(LoadBalancerError):
-    """The replica refused the connection, or broke it, or answered garbage, before an answer began."""
+    """The replica answered garbage, or broke off in the middle of its answer."""
 
     status = 502
 
 
-class UpstreamTimeoutError(LoadBalancerError):
-    """The replica did not begin its answer in time."""
+class UpstreamRefusedError(UpstreamError):
+    """The replica accepted no connection: it knows nothing of the request."""
+
+
+class UpstreamUnreachableError(UpstreamRefusedError):
+    """The replica accepted no connection in time."""
+
+    status = 504
+
+
+class UpstreamClosedError(UpstreamError):
+    """The replica broke the connection before it had begun an answer."""
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The replica was silent for too long."""
 
     status = 504
 

@@ -144,9 +144,25 @@ class Settings(BaseModel):
         60.0, description="seconds a replica may take to begin or continue its answer"
     )
     idle_timeout: Seconds = Field(75.0, description="seconds an idle client connection is kept open")
+    queue_timeout: Patience = Field(
+        2.0, description="seconds a request may wait for a replica when none is in rotation"
+    )
+    queue_size: int = Field(1024, ge=0, description="requests that may wait for a replica at once")
+    eject_after: int = Field(
+        5, ge=0, description="failed requests in a row that take a replica out for a while; 0: never"
+    )
+    eject_time: Seconds = Field(
+        5.0, description="seconds the first time; doubles each further time, up to 300"
+    )
+    slow_start: Patience = Field(
+        0.0, description="seconds in which a recovered replica comes to its full share of requests"
+    )
     drain_timeout: Patience = Field(10.0, description="seconds a leaving replica may finish its requests")
     stop_timeout: Patience = Field(
         5.0, description="seconds between SIGTERM and SIGKILL for a leaving replica"
+    )
+    on_exit: Literal["remove", "keep"] = Field(
+        "remove", description="what happens to the replicas when the load balancer ends in order"
     )
     admin_token: SecretStr | None = Field(
         None, min_length=1, description="when set, /add, /rm and /lb/… want Authorization: Bearer TOKEN"
@@ -203,6 +219,10 @@ def load(options: Mapping[str, Any], config: Path | None, environ: Mapping[str, 
         raise SettingsError(
             f"{origin.get('replicas', '--replicas')}: {settings.replicas} is more than "
             f"--max-replicas {settings.max_replicas}"
+        )
+    if settings.on_exit == "keep" and settings.effective_backend() == "process":
+        raise SettingsError(
+            f"{origin.get('on_exit', '--on-exit')}: 'keep' is for containers: processes end with their parent"
         )
     return settings
 

@@ -90,10 +90,22 @@ class Ticker:
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
-        self._next = asyncio.get_running_loop().time()
+        self._last = asyncio.get_running_loop().time()
 
-    async def tick(self) -> None:
-        """Return at the next tick."""
-        now = asyncio.get_running_loop().time()
-        self._next = max(self._next + self._interval, now)
-        await asyncio.sleep(self._next - now)
+    async def tick(self, interruption: asyncio.Event | None = None) -> bool:
+        """Return at the next tick, or at an interruption before that.
+
+        Args:
+            interruption: Interrupts when it is set.
+
+        Returns:
+            Whether it was a tick.
+        """
+        upcoming = max(self._last + self._interval, asyncio.get_running_loop().time())
+        try:
+            async with asyncio.timeout_at(upcoming):
+                await (interruption or asyncio.Event()).wait()
+            return False
+        except TimeoutError:
+            self._last = upcoming
+            return True

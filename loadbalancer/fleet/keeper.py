@@ -9,35 +9,34 @@ state, membership, heartbeat counts — it changes only through the `Registry`, 
 """
 
 import asyncio
+import itertools
 import random
-from collections.abc import Awaitable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
 from loadbalancer.errors import BackendError, ClosingError
 from loadbalancer.fleet.backends.base import Backend, Instance
-from loadbalancer.fleet.heartbeat import Miss, Ticker
 from loadbalancer.fleet.replica import Replica, State
+from loadbalancer.fleet.timing import Backoff, Timing
+from loadbalancer.fleet.waiting import first_of
+from loadbalancer.fleet.watch import Probe, Ward, Watch
 
 READINESS_POLL = 0.05
 """Seconds between two heartbeats of a replica that has not answered yet: soon in rotation, soon useful."""
 
+LAST_WORDS_WITHIN = 0.3
+"""Seconds for the last output of a dead instance to become known; its replacement waits for no more."""
+
 STOP_ATTEMPTS = 3
-"""How often stopping a replica is tried before it is given up and reported."""
+"""How often stopping a replica is tried before it is reported as stuck; it is tried further then."""
 
 log = structlog.get_logger(__name__)
 
 
-class Probe(Protocol):
-    """Asks for a heartbeat; see `heartbeat.Prober.probe`."""
-
-    async def probe(self, host: str, port: int) -> Miss | None:
-        """None when the heartbeat was good."""
-
-
-class Registry(Protocol):
+class Registry(Ward, Protocol):
     """What a keeper changes together with others; every method takes the fleet's write lock."""
 
     async def started(self, replica: Replica, instance: Instance) -> None:
@@ -49,65 +48,14 @@ class Registry(Protocol):
     async def out_of_rotation(self, replica: Replica, reason: str) -> None:
         """The replica is down, or could not start: take it off the ring and forget its instance."""
 
+    async def explained(self, replica: Replica, reason: str) -> None:
+        """More has become known of why it is down."""
+
     async def restarting(self, replica: Replica) -> None:
         """A replacement is about to be started."""
 
-    async def beat(self, replica: Replica, miss: str | None) -> int:
-        """Count a heartbeat, good (None) or missed (the reason); return the misses in a row."""
-
     async def gone(self, replica: Replica) -> None:
         """The replica has ended: free its name and number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How long a keeper waits, in seconds, and how often.
-
-    Args:
-        interval: Between two heartbeats.
-        max_fail_count: Misses in a row that mean dead.
-        start: Until the first good heartbeat of a new instance.
-        drain: For requests in flight when a replica leaves.
-        stop: Between SIGTERM and SIGKILL.
-        backoff: Before the second attempt to replace an instance that did not last; doubles from there.
-        backoff_max: At most between two attempts.
-        stable: An instance that was up for this long has lasted: the next death is answered at once.
-    """
-
-    interval: float = 1.0
-    max_fail_count: int = 3
-    start: float = 30.0
-    drain: float = 10.0
-    stop: float = 5.0
-    backoff: float = 0.5
-    backoff_max: float = 30.0
-    stable: float = 10.0
-
-
-class Backoff:
-    """Exponential backoff with equal jitter: half of the delay is fixed, half is random.
-
-    The first failure after a stable time is answered at once. See M. Brooker, "Exponential Backoff And
-    Jitter", AWS Architecture Blog, 2015.
-    """
-
-    def __init__(self, timing: Timing, rng: random.Random) -> None:
-        self._timing = timing
-        self._rng = rng
-        self._failures = 0
-
-    def reset(self) -> None:
-        """The instance has lasted."""
-        self._failures = 0
-
-    def next(self) -> float:
-        """Seconds to wait after one more failure."""
-        exponent = min(self._failures - 1, 32)
-        self._failures += 1
-        if exponent < 0:
-            return 0.0
-        ceiling = min(self._timing.backoff * 2.0**exponent, self._timing.backoff_max)
-        return ceiling * (0.5 + 0.5 * self._rng.random())
 
 
 class Keeper:
@@ -144,14 +92,27 @@ class Keeper:
         self._hurry = hurry
         self._backoff = Backoff(timing, rng)
         self._leave: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._keep = False
+        self._dead: deque[Instance] = deque()
+        self._stuck: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
-        """Look after the replica from now on, in a task that `finished` awaits."""
-        self._task = asyncio.create_task(self._run(), name=f"keeper of {self.replica.hostname}")
+    def begin(self, when_gone: Callable[[], object]) -> None:
+        """Look after the replica from now on, in a task that `finished` awaits.
 
-    def leave(self) -> None:
-        """Tell the replica to go: it drains, stops and is gone. The caller has taken it off the ring."""
+        Args:
+            when_gone: Called when there is nothing to look after any more.
+        """
+        self._task = asyncio.create_task(self._run(), name=f"keeper of {self.replica.hostname}")
+        self._task.add_done_callback(lambda _: when_gone())
+
+    def leave(self, *, keep: bool = False) -> None:
+        """Tell the replica to go: it drains, stops and is gone. The caller has taken it off the ring.
+
+        Args:
+            keep: Let its instance run on, for another load balancer to adopt.
+        """
+        self._keep = keep
         if not self._leave.done():
             self._leave.set_result(None)
 
@@ -159,41 +120,41 @@ class Keeper:
         """Wait until the replica is gone.
 
         Raises:
-            BackendError: It left the fleet, but could not be stopped.
+            BackendError: It has left the fleet, but cannot be stopped; it is tried again and again.
         """
-        if self._task is not None:
-            await asyncio.shield(self._task)
+        if self._task is None:
+            return
+        await first_of(self._task, self._stuck)
+        if not self._task.done():
+            raise BackendError(self._stuck.result())
+        self._task.result()
+
+    async def give_up(self) -> None:
+        """Try no longer what could not be done: the load balancer ends."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
 
     async def launch(self) -> Instance:
         """Start an instance, unless there is one already, and wait for its first good heartbeat.
 
         Raises:
-            BackendError: It did not start, ended at once, or never answered; nothing stays behind.
-            ClosingError: It was told to leave meanwhile; nothing stays behind.
+            BackendError: It did not start, ended at once, or never answered.
+            ClosingError: It was told to leave meanwhile.
         """
         instance = self.replica.instance
         if instance is None:
             instance = await self._start()
             await self._registry.started(self.replica, instance)
-        try:
-            await self._until_ready(instance)
-        except Exception:
-            self.replica.instance = None
-            await self._clear_away(instance)
-            raise
+        await self._until_ready(instance)
         return instance
-
-    async def abandon(self) -> None:
-        """Clear away what `launch` has started, when the change it belongs to has failed."""
-        if self.replica.instance is not None:
-            await self._clear_away(self.replica.instance)
-        await self._registry.gone(self.replica)
 
     # -- the life ------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         while not self._leave.done():
             try:
+                await self._discard_dead()
                 reason = await self._one_instance()
             except ClosingError:
                 break
@@ -205,7 +166,7 @@ class Keeper:
             if self._leave.done():
                 break
             await self._give_up_instance(reason)
-            await self._first_of(self._leave, timeout=self._backoff.next())
+            await first_of(self._leave, timeout=self._backoff.next())
             if not self._leave.done():
                 await self._registry.restarting(self.replica)
         await self._retire()
@@ -244,13 +205,12 @@ class Keeper:
                 last = miss.reason
                 await asyncio.sleep(READINESS_POLL)
 
-        ready = await self._first_of(instance.exited, self._leave, work=ask(), timeout=self._timing.start)
+        ready = await first_of(instance.lost, self._leave, work=ask(), timeout=self._timing.start)
         if self._leave.done():
             raise ClosingError(f"{self.replica.hostname} was told to leave before it was up")
-        if instance.exited.done():
-            raise BackendError(
-                f"{self.replica.hostname} ended before its first heartbeat: {instance.exited.result()}"
-            )
+        if instance.lost.done():
+            why = await instance.why_lost(LAST_WORDS_WITHIN)
+            raise BackendError(f"{self.replica.hostname} ended before its first heartbeat: {why}")
         if not ready:
             raise BackendError(
                 f"{self.replica.hostname} gave no good heartbeat within {self._timing.start:g} s: {last}"
@@ -260,110 +220,84 @@ class Keeper:
         """Return when the instance is dead or the replica shall leave, with the reason."""
         reason = "told to leave"
 
-        async def beats() -> None:
+        async def heartbeats() -> None:
             nonlocal reason
-            ticker = Ticker(self._timing.interval)
-            missed = 0
-            while missed < self._timing.max_fail_count:
-                await ticker.tick()
-                miss = await self._heartbeat(instance)
-                missed = await self._registry.beat(self.replica, miss)
-                reason = f"missed {missed} heartbeats in a row: {miss}"
+            reason = await Watch(
+                self.replica, instance, self._probe, self._registry, self._timing
+            ).until_dead()
 
-        await self._first_of(instance.exited, self._leave, work=beats())
-        return instance.exited.result() if instance.exited.done() else reason
-
-    async def _heartbeat(self, instance: Instance) -> str | None:
-        """Ask for a heartbeat: None if the replica is alive, else why it was missed.
-
-        Under a heavy load a heartbeat waits in the same queues as the requests. A replica that keeps
-        answering them is busy, not dead, and taking it out would only drown the others.
-        """
-        upstream = self.replica.upstream
-        answered = upstream.answered if upstream else 0
-        miss = await self._probe.probe(instance.host, instance.port)
-        if miss is None:
-            return None
-        if miss.timed_out and upstream and upstream.in_flight and upstream.answered > answered:
-            return None
-        return miss.reason
+        if self.replica.upstream is not None:
+            await first_of(instance.lost, self._leave, work=heartbeats())
+        return instance.lost.result() if instance.lost.done() else reason
 
     async def _give_up_instance(self, reason: str) -> None:
+        """Take the replica off the ring at once; then make way for its replacement."""
         instance = self.replica.instance
+        ended_by_itself = instance is not None and instance.lost.done()
         await self._registry.out_of_rotation(self.replica, reason)
         if instance is not None:
-            try:
-                await self._backend.discard(instance)
-            except BackendError as error:
-                log.warning("could not discard", replica=self.replica.hostname, reason=str(error))
+            self._dead.append(instance)
+        try:
+            await self._discard_dead()
+        except BackendError as error:
+            log.warning("could not discard", replica=self.replica.hostname, reason=str(error))
+        if (
+            instance is not None
+            and ended_by_itself
+            and (why := await instance.why_lost(LAST_WORDS_WITHIN)) != reason
+        ):
+            await self._registry.explained(self.replica, why)
+
+    async def _discard_dead(self) -> None:
+        """Free the name for a replacement; what could not be discarded is tried again before each start."""
+        while self._dead:
+            await self._backend.discard(self._dead[0])
+            self._dead.popleft()
 
     # -- the end -------------------------------------------------------------------------------
 
     async def _retire(self) -> None:
         try:
-            await self._drain()
-            if self.replica.instance is not None:
-                await self._stop(self.replica.instance, self._timing.stop)
+            if not self._keep:
+                await self._drain()
+                await self._stop_all()
         finally:
             await self._registry.gone(self.replica)
 
     async def _drain(self) -> None:
-        """Let the requests in flight end."""
+        """Let the requests in flight end, then the idle connections."""
         upstream = self.replica.upstream
-        if upstream is None or upstream.in_flight == 0:
+        if upstream is None:
             return
-        idle = asyncio.Event()
-        upstream.on_idle = idle.set
-        await self._first_of(self._hurry, work=idle.wait(), timeout=self._timing.drain)
+        if upstream.in_flight:
+            idle = asyncio.Event()
+            upstream.on_idle = idle.set
+            await first_of(self._hurry, work=idle.wait(), timeout=self._timing.drain)
+        upstream.retire()
 
-    async def _clear_away(self, instance: Instance) -> None:
-        """Kill an instance that has served nobody; if that fails too, the first failure matters more."""
-        try:
-            await self._stop(instance, grace=0)
-        except BackendError as error:
-            log.error(
-                "instance left behind", replica=self.replica.hostname, id=instance.id, reason=str(error)
-            )
+    async def _stop_all(self) -> None:
+        """Stop what still runs, again and again until it is done: nothing may be left behind."""
+        for attempt in itertools.count(1):
+            try:
+                while self._dead:
+                    await self._stop(self._dead[0], grace=0)
+                    self._dead.popleft()
+                if self.replica.instance is not None:
+                    await self._stop(self.replica.instance, self._timing.stop)
+                await self._backend.release(self.replica.spec)
+                return
+            except BackendError as error:
+                log.warning("could not stop", replica=self.replica.hostname, reason=str(error))
+                if attempt == STOP_ATTEMPTS:
+                    sentence = f"{self.replica.hostname} has left the fleet but could not be stopped: {error}"
+                    self._stuck.set_result(sentence)
+                await asyncio.sleep(
+                    min(self._timing.backoff * 2 ** min(attempt, 16), self._timing.backoff_max)
+                )
 
     async def _stop(self, instance: Instance, grace: float) -> None:
-        for attempt in range(1, STOP_ATTEMPTS + 1):
-            stopping = asyncio.create_task(self._backend.stop(instance, grace))
-            try:
-                await asyncio.wait({stopping, self._hurry}, return_when=asyncio.FIRST_COMPLETED)
-                if not stopping.done():
-                    await self._backend.stop(instance, 0)
-                await stopping
-            except BackendError as error:
-                if attempt == STOP_ATTEMPTS:
-                    raise BackendError(
-                        f"{self.replica.hostname} has left the fleet but could not be stopped: {error}"
-                    ) from error
-                log.warning("could not stop", replica=self.replica.hostname, reason=str(error))
-                await self._first_of(self._hurry, timeout=self._timing.backoff * 2**attempt)
-            else:
-                return
-
-    async def _first_of(
-        self,
-        *signals: "asyncio.Future[Any]",
-        work: Awaitable[object] | None = None,
-        timeout: float | None = None,
-    ) -> bool:
-        """Wait for any signal, or the end of the work, or the time-out; say whether the work was done.
-
-        Work that is overtaken is cancelled; signals belong to others and are left alone.
-        """
-        if work is None:
-            await asyncio.wait(signals, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            return False
-        task = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait({*signals, task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                task.result()
-                return True
-            return False
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+        stopping = asyncio.create_task(self._backend.stop(instance, grace))
+        await asyncio.wait({stopping, self._hurry}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await self._backend.stop(instance, 0)
+        await stopping

@@ -58,6 +58,8 @@ class Replica:
     state: State = field(default=State.STARTING, init=False)
     instance: Instance | None = field(default=None, init=False)
     upstream: Upstream | None = field(default=None, init=False)
+    ejected: bool = field(default=False, init=False)
+    """Whether it is out of rotation for a while, though it is up: see `watch`."""
     missed: int = field(default=0, init=False)
     """Heartbeats missed in a row."""
     restarts: int = field(default=0, init=False)
@@ -75,6 +77,16 @@ class Replica:
     def number(self) -> int:
         """Its number on the ring."""
         return self.spec.number
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is in rotation."""
+        return self.state is State.UP and not self.ejected
+
+    @property
+    def shown_state(self) -> str:
+        """The state as it is told: who is ejected serves as little as who is down."""
+        return (State.DOWN if self.ejected else self.state).value
 
     @property
     def counts(self) -> bool:
@@ -102,9 +114,11 @@ class Replica:
                 self.hostname, self.number, self.instance.host, self.instance.port, self.weight
             )
             self.missed = 0
-        elif state is not State.DRAINING:
+        elif state is not State.DRAINING and self.upstream is not None:
+            self.upstream.retire()
             self.upstream = None
         self.state = state
+        self.ejected = False
         self.since = datetime.now(UTC)
         if reason is not None:
             self.reason = reason

@@ -1,4 +1,4 @@
-"""The ASGI lane: requests come from Hypercorn and go to a replica through one aiohttp session.
+"""The ASGI lane: requests come from Hypercorn and go to a replica through aiohttp's pooled connections.
 
 Bodies stream in both directions with back-pressure: nothing is read that cannot be passed on. An
 exchange ends early when the client goes away, and the replica is told so by closing its connection.
@@ -7,8 +7,8 @@ Reading order: `AsgiLane.__call__`, `_http`, `_exchange`.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,12 +17,15 @@ import structlog
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope, WebsocketScope
 from yarl import URL
 
-from loadbalancer.errors import LoadBalancerError, NoReplicaError, answer
+from loadbalancer.errors import LoadBalancerError, UpstreamError, answer
 from loadbalancer.proxy.accounting import Accounting, Entry
+from loadbalancer.proxy.body import RequestBody
 from loadbalancer.proxy.client import Client, ClientGoneError
 from loadbalancer.proxy.headers import first, to_client, to_replica
 from loadbalancer.proxy.patience import Patience
 from loadbalancer.proxy.request import RequestHead, request_id
+from loadbalancer.proxy.retry import RetryBudget, may_repeat
+from loadbalancer.proxy.routing import Router
 from loadbalancer.proxy.upstream_http import as_upstream_errors, open_session, text
 from loadbalancer.proxy.websocket import Handshake, keep_refusals, refuse, tunnel
 from loadbalancer.routing.keys import KeyRule
@@ -38,7 +41,7 @@ class AsgiLane:
 
     Args:
         source: Publishes the snapshots that requests go by.
-        settings: Time-outs and what is hashed.
+        settings: Time-outs, what is hashed, and how long requests may wait for a replica.
         accounting: Where requests are counted and logged.
         rng: Source of made-up request ids.
     """
@@ -50,37 +53,51 @@ class AsgiLane:
         accounting: Accounting,
         rng: random.Random | None = None,
     ) -> None:
-        self._source = source
         self._settings = settings
         self._accounting = accounting
         self._rng = rng or random.Random()
         self._rule = KeyRule.parse(settings.hash_on)
-        self._session: aiohttp.ClientSession | None = None
+        budget = RetryBudget(time.monotonic)
+        self._router = Router(source, budget, settings.queue_timeout, settings.queue_size)
+        self._sessions: dict[Upstream, aiohttp.ClientSession] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        timeout = self._settings.connect_timeout
-        self._session = open_session(timeout, [keep_refusals])
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for upstream in tuple(self._sessions):
+            self._let_go(upstream)
+        await asyncio.gather(*self._closing)
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Answer one request, or hold one WebSocket."""
-        if self._session is None:
-            raise RuntimeError("an AsgiLane is used inside `async with`")
         if scope["type"] == "websocket":
             head = self._head(scope)
             with self._accounting.request(head) as entry:
-                await self._websocket(self._session, head, list(scope["subprotocols"]), receive, send, entry)
+                await self._websocket(head, list(scope["subprotocols"]), receive, send, entry)
         elif scope["type"] == "http":
             head = self._head(scope)
             client = Client(receive, send)
             with self._accounting.request(head) as entry:
-                await _unless_gone(client, self._http(self._session, head, client, entry))
+                await _unless_gone(client, self._http(head, client, entry))
+
+    def _session(self, upstream: Upstream) -> aiohttp.ClientSession:
+        """The connections to a replica: a pool for each, which goes when the replica goes."""
+        session = self._sessions.get(upstream)
+        if session is None:
+            session = self._sessions[upstream] = open_session(self._settings.connect_timeout, [keep_refusals])
+            upstream.on_retired.append(lambda: self._let_go(upstream))
+        return session
+
+    def _let_go(self, upstream: Upstream) -> None:
+        session = self._sessions.pop(upstream, None)
+        if session is not None:
+            task = asyncio.create_task(session.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def _head(self, scope: HTTPScope | WebsocketScope) -> RequestHead:
         headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
@@ -95,26 +112,19 @@ class AsgiLane:
             request_id=request_id(headers, self._rng),
         )
 
-    @contextmanager
-    def _picked(self, head: RequestHead, entry: Entry) -> Iterator[Upstream]:
-        """Choose a replica, and count the request for as long as it takes."""
-        upstream = self._source.snapshot.pick(head.key(self._rule))
-        if upstream is None:
-            raise NoReplicaError("no replica is in rotation: try again in a moment")
-        entry.replica = upstream.hostname
-        upstream.acquire()
-        try:
-            yield upstream
-        finally:
-            upstream.release()
-
-    async def _http(
-        self, session: aiohttp.ClientSession, head: RequestHead, client: Client, entry: Entry
-    ) -> None:
+    async def _http(self, head: RequestHead, client: Client, entry: Entry) -> None:
         """Have a request answered by a replica, or say why that cannot be."""
+        body = RequestBody(client)
+
+        async def attempt(upstream: Upstream) -> None:
+            entry.replica = upstream.hostname
+            await self._exchange(upstream, head, body, client, entry)
+
+        def repeatable(error: UpstreamError) -> bool:
+            return not client.answering and may_repeat(head.method, error, body_at_hand=body.at_hand)
+
         try:
-            with self._picked(head, entry) as upstream:
-                await self._exchange(session, upstream, head, client, entry)
+            await self._router.carry(head.key(self._rule), attempt, repeatable)
         except LoadBalancerError as error:
             _log_failure(head, error)
             if not client.answering:
@@ -124,29 +134,26 @@ class AsgiLane:
             # Else the answer stays unfinished: the connection breaks, and the client knows.
 
     async def _exchange(
-        self,
-        session: aiohttp.ClientSession,
-        upstream: Upstream,
-        head: RequestHead,
-        client: Client,
-        entry: Entry,
+        self, upstream: Upstream, head: RequestHead, body: RequestBody, client: Client, entry: Entry
     ) -> None:
         """Send the request to a replica and stream its answer back."""
         settings = self._settings
         headers = to_replica(head.headers, client=head.client, scheme=head.scheme, request_id=head.request_id)
         with as_upstream_errors(upstream, settings.connect_timeout, settings.response_timeout):
             async with Patience(settings.response_timeout, settings.idle_timeout) as patience:
-                body = await _body(client, patience)
+                data = await body.stream(patience)
                 patience.with_replica()
-                response = await session.request(
+                response = await self._session(upstream).request(
                     head.method,
                     URL(f"http://{upstream.address}{head.target}", encoded=True),
                     headers=text(headers),
-                    data=body,
+                    data=data,
                     allow_redirects=False,
                 )
                 if response.status < 500:
-                    upstream.answered += 1
+                    upstream.succeeded()
+                else:
+                    upstream.failed()
                 try:
                     await self._send_back(response, client, patience, entry)
                 finally:
@@ -154,7 +161,6 @@ class AsgiLane:
 
     async def _websocket(
         self,
-        session: aiohttp.ClientSession,
         head: RequestHead,
         subprotocols: Sequence[str],
         receive: ASGIReceiveCallable,
@@ -162,10 +168,21 @@ class AsgiLane:
         entry: Entry,
     ) -> None:
         """Hold a WebSocket open to a replica, or say why that cannot be."""
-        handshake = Handshake(session, self._settings.response_timeout, self._settings.connect_timeout)
+        settings = self._settings
+
+        async def attempt(upstream: Upstream) -> None:
+            entry.replica = upstream.hostname
+            handshake = Handshake(
+                self._session(upstream), settings.response_timeout, settings.connect_timeout
+            )
+            await tunnel(upstream, handshake, head, subprotocols, receive, send, entry)
+
+        def repeatable(error: UpstreamError) -> bool:
+            return may_repeat("GET", error, body_at_hand=True)
+
+        await receive()  # websocket.connect
         try:
-            with self._picked(head, entry) as upstream:
-                await tunnel(upstream, handshake, head, subprotocols, receive, send, entry)
+            await self._router.carry(head.key(self._rule), attempt, repeatable)
         except LoadBalancerError as error:
             _log_failure(head, error)
             await refuse(send, entry, error)
@@ -202,28 +219,6 @@ async def _unless_gone(client: Client, exchange: Coroutine[Any, Any, None]) -> N
         await asyncio.gather(work, watch, return_exceptions=True)
     if not work.cancelled() and not isinstance(work.exception(), ClientGoneError):
         work.result()
-
-
-async def _body(client: Client, patience: Patience) -> AsyncIterator[bytes] | None:
-    """The request's body as a stream, or None if it has none."""
-    patience.with_client()
-    chunk = await client.read()
-    if chunk is None:
-        return None
-
-    async def chunks(chunk: bytes | None) -> AsyncIterator[bytes]:
-        while chunk is not None:
-            patience.with_replica()
-            yield chunk
-            patience.with_client()
-            try:
-                chunk = await client.read()
-            except ClientGoneError:
-                patience.client_gone = True
-                raise
-        patience.with_replica()
-
-    return chunks(chunk)
 
 
 def _log_failure(head: RequestHead, error: LoadBalancerError) -> None:

@@ -7,7 +7,14 @@ know: what belongs to the replicas reaches the lane as it came.
 import re
 from urllib.parse import unquote
 
-from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    HTTPScope,
+    Scope,
+)
 
 from loadbalancer.errors import BadRequestError, LoadBalancerError, NotImplementedByUsError, answer
 from loadbalancer.proxy.client import Client
@@ -36,6 +43,8 @@ class Dispatcher:
     def __init__(self, api: ASGIFramework, lane: ASGIFramework) -> None:
         self._api = api
         self._lane = lane
+        self.closing = False
+        """Whether answers tell their clients that the connection ends with them."""
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Hand the request on."""
@@ -44,6 +53,8 @@ class Dispatcher:
             await receive()
             await send({"type": "lifespan.startup.complete"})
             return
+        if scope["type"] == "http":
+            send = self._telling_when_closing(send)
         if scope["type"] == "http" and (not scope["raw_path"].startswith(b"/") or b"#" in scope["raw_path"]):
             try:
                 scope = _in_origin_form(scope)
@@ -51,6 +62,15 @@ class Dispatcher:
                 await Client(receive, send).answer(answer(error))
                 return
         await (self._api if is_own(scope["path"]) else self._lane)(scope, receive, send)
+
+    def _telling_when_closing(self, send: ASGISendCallable) -> ASGISendCallable:
+        async def tell(message: ASGISendEvent) -> None:
+            if self.closing and message["type"] == "http.response.start":
+                headers = [*message["headers"], (b"connection", b"close")]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return tell
 
 
 def _in_origin_form(scope: HTTPScope) -> HTTPScope:

@@ -6,7 +6,13 @@ from contextlib import contextmanager
 import aiohttp
 import structlog
 
-from loadbalancer.errors import UpstreamError, UpstreamTimeoutError
+from loadbalancer.errors import (
+    UpstreamClosedError,
+    UpstreamError,
+    UpstreamRefusedError,
+    UpstreamTimeoutError,
+    UpstreamUnreachableError,
+)
 from loadbalancer.proxy.headers import Header
 from loadbalancer.routing.upstream import Upstream
 
@@ -54,21 +60,27 @@ def as_upstream_errors(upstream: Upstream, connect_timeout: float, timeout: floa
         timeout: The time-out of whatever is done within, for the message.
 
     Raises:
-        UpstreamError: It refused, or broke off, or made no sense.
-        UpstreamTimeoutError: It accepted no connection, or was silent for too long.
+        UpstreamError: It refused, or broke off, or made no sense, or was silent for too long.
     """
     name = upstream.hostname
     try:
         yield
     except aiohttp.ConnectionTimeoutError:
-        raise UpstreamTimeoutError(f"{name} accepted no connection within {connect_timeout:g} s") from None
+        raise UpstreamUnreachableError(
+            f"{name} accepted no connection within {connect_timeout:g} s"
+        ) from None
     except TimeoutError:
         raise UpstreamTimeoutError(f"{name} did not answer within {timeout:g} s") from None
     except aiohttp.ClientConnectorError as error:
-        raise UpstreamError(f"{name} cannot be reached: {error.strerror}") from error
+        raise UpstreamRefusedError(f"{name} cannot be reached: {error.strerror}") from error
+    except aiohttp.ClientPayloadError as error:
+        raise UpstreamError(f"{name} broke off in the middle of its answer") from error
+    except aiohttp.ClientResponseError as error:
+        log.debug("no HTTP", replica=name, reason=repr(error))
+        raise UpstreamError(f"{name} answered something that is not HTTP") from error
     except (aiohttp.ClientError, ConnectionError) as error:
-        log.debug("upstream failed", replica=name, reason=repr(error))
-        raise UpstreamError(f"{name} {_describe(error)}") from error
+        why = getattr(error, "strerror", None) or "it ended"
+        raise UpstreamClosedError(f"{name} broke the connection before it had answered: {why}") from error
 
 
 def text(headers: Sequence[Header]) -> list[tuple[str, str]]:
@@ -81,18 +93,3 @@ def _decode(value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError:
         return value.decode("latin-1")
-
-
-def _describe(error: BaseException) -> str:
-    """What the replica did, without the library's way of putting it."""
-    match error:
-        case aiohttp.ServerDisconnectedError():
-            return "closed the connection before it had answered"
-        case aiohttp.ClientPayloadError():
-            return "broke off in the middle of its answer"
-        case aiohttp.ClientResponseError():
-            return "answered something that is not HTTP"
-        case OSError(strerror=str(why)):
-            return f"broke the connection: {why}"
-        case _:
-            return "broke the connection"

@@ -117,11 +117,10 @@ async def tunnel(
         handshake: Opens the replica's side.
         head: The client's handshake.
         subprotocols: What the client offers.
-        receive: ASGI's receive, at `websocket.connect`.
+        receive: ASGI's receive, after `websocket.connect`.
         send: ASGI's send.
         entry: Where the outcome is noted.
     """
-    await receive()  # websocket.connect
     try:
         replica = await handshake(upstream, head, subprotocols)
     except HandshakeRefusedError as refusal:

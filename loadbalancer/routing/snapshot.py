@@ -5,8 +5,9 @@ assignment. A request takes the snapshot that is current, picks from it and neve
 await. Requests that began under an older snapshot keep the upstream that they hold.
 """
 
+import random
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from loadbalancer.routing.policies import Policy
@@ -19,6 +20,7 @@ class Snapshot:
 
     upstreams: tuple[Upstream, ...]
     policy: Policy
+    rng: random.Random = field(default_factory=random.Random)
 
     def pick(self, key: str, tried: Collection[Upstream] = ()) -> Upstream | None:
         """Choose the upstream of a request; None when none is left.
@@ -27,7 +29,11 @@ class Snapshot:
             key: What the request is hashed on.
             tried: Upstreams that this request has already failed on.
         """
-        return self.policy.pick(key, tried)
+        upstream = self.policy.pick(key, tried)
+        if upstream is None or upstream.share >= 1.0 or self.rng.random() < upstream.share:
+            return upstream
+        # One that has just recovered leaves some of its requests to the next.
+        return self.policy.pick(key, {*tried, upstream}) or upstream
 
 
 class SnapshotSource(Protocol):
@@ -36,3 +42,10 @@ class SnapshotSource(Protocol):
     @property
     def snapshot(self) -> Snapshot:
         """The current snapshot."""
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether there will be a replica in rotation by and by."""
+
+    async def next_snapshot(self) -> None:
+        """Return when another snapshot has been published."""

@@ -1,7 +1,8 @@
 """An upstream: what routing and the data path know of one replica that is in rotation.
 
-Its identity is frozen. Mutable are the counts of requests in flight and of answers, which the data path
-changes and nobody else may touch; policies read the one, keepers the other. A replacement of
+Its identity is frozen. What the data path notes of it is not: requests in flight, answers, failures.
+Nobody else may touch those; policies read them, and the fleet, which hears of them through the callbacks
+and sets the share that the replica takes. A replacement of
 a dead replica is a new upstream under the old name and number, with a count of its own.
 """
 
@@ -29,6 +30,16 @@ class Upstream:
     in_flight: int = field(default=0, init=False)
     answered: int = field(default=0, init=False)
     """Answers below 500 that it has begun: proof of life while heartbeats queue behind requests."""
+    failures: int = field(default=0, init=False)
+    """Requests in a row that it has failed: answered with 500 or above, or not in time."""
+    share: float = field(default=1.0, init=False)
+    """Which part of the requests that fall to it, it takes: less than 1 while it eases in."""
+    on_refused: Callable[[], None] | None = field(default=None, init=False, repr=False)
+    """Called when it refuses a connection."""
+    on_failed: Callable[[int], None] | None = field(default=None, init=False, repr=False)
+    """Called when it fails a request, with the number of failures in a row."""
+    on_retired: list[Callable[[], None]] = field(default_factory=list, init=False, repr=False)
+    """Called when it has left and nothing is in flight: close its idle connections."""
     on_idle: Callable[[], None] | None = field(default=None, init=False, repr=False)
     """Called when the last request in flight has ended; the fleet sets it while it drains the replica."""
 
@@ -41,6 +52,30 @@ class Upstream:
         self.in_flight -= 1
         if self.in_flight == 0 and self.on_idle is not None:
             self.on_idle()
+
+    def succeeded(self) -> None:
+        """Note an answer below 500."""
+        self.answered += 1
+        self.failures = 0
+
+    def failed(self) -> None:
+        """Note an answer of 500 or above, or none in time."""
+        self.failures += 1
+        if self.on_failed is not None:
+            self.on_failed(self.failures)
+
+    def refused(self) -> None:
+        """Note a connection that it did not accept."""
+        if self.on_refused is not None:
+            self.on_refused()
+
+    def retire(self) -> None:
+        """It gets no more requests: let go of it as soon as nothing is in flight."""
+        if self.in_flight:
+            self.on_idle = self.retire
+            return
+        while self.on_retired:
+            self.on_retired.pop()()
 
     @property
     def address(self) -> str:

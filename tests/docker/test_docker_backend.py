@@ -60,7 +60,7 @@ async def home(instance: Instance) -> str:
 
 async def ended(instance: Instance) -> str:
     async with asyncio.timeout(20):
-        return await instance.exited
+        return await instance.why_lost(10)
 
 
 async def test_a_replica_is_a_container_that_bears_its_name(fleet: str) -> None:
@@ -114,6 +114,24 @@ async def test_docker_kill_is_known_by_its_signal(fleet: str) -> None:
         docker("kill", "lbtest-1")
         assert (await ended(instance)).startswith("killed by SIGKILL (exit code 137)")
         await backend.discard(instance)
+        assert exists(f"lbtest-1-gone-{instance.id[:12]}"), "it says who is missing until it is replaced"
+        replacement = await backend.start(SPEC)
+        await backend.release(SPEC)
+        await backend.stop(replacement, 0)
+
+
+async def test_a_container_that_is_unhealthy_is_lost(fleet: str, image_with: Callable[[str], str]) -> None:
+    image = image_with("echo feeling sick; sleep 60")
+    check = f"FROM {image}\nHEALTHCHECK --interval=1s --retries=1 CMD exit 1\n"
+    docker("build", "--tag", image, "-", stdin=check)
+    async with opened(fleet, image) as backend:
+        instance = await backend.start(SPEC)
+        assert await ended(instance) == (
+            "its health check says that it is unhealthy; last output: feeling sick"
+        )
+        await backend.discard(instance)
+        replacement = await backend.start(SPEC)
+        await backend.stop(replacement, 0)
 
 
 async def test_a_container_that_somebody_removes_is_known_to_be_gone(fleet: str) -> None:
@@ -308,10 +326,10 @@ async def test_what_ended_while_the_engine_could_not_be_reached_is_found_when_it
             docker("rm", "--force", "lbtest-2")
             with pytest.raises(BackendError, match="the Docker Engine cannot be reached"):
                 await backend.start(ReplicaSpec("lbtest-4", 4))
-            assert not any(instance.exited.done() for instance in instances)
+            assert not any(instance.lost.done() for instance in instances)
             road.open = True
             assert (await ended(instances[0])).startswith("killed by SIGKILL")
-            assert await ended(instances[1]) == "its container was removed by somebody else"
+            assert "removed" in (reason := await ended(instances[1])) or "SIGKILL" in reason
             docker("kill", "lbtest-3")  # heard of by the new subscription
             assert (await ended(instances[2])).startswith("killed by SIGKILL")
             await asyncio.gather(*(backend.stop(instance, 0) for instance in instances))

@@ -97,7 +97,7 @@ async def test_its_end_is_known_at_once_with_code_and_last_words(backends: list[
     backend = await opened(backends, "sh -c 'echo one; echo out of luck >&2; exit 3'")
     instance = await backend.start(SPEC)
     async with asyncio.timeout(10):
-        reason = await instance.exited
+        reason = await instance.why_lost(10)
     assert reason == "exited with code 3; last output: one | out of luck"
 
 
@@ -106,7 +106,7 @@ async def test_a_killed_process_is_known_by_its_signal(backends: list[ProcessBac
     instance = await backend.start(SPEC)
     os.kill(int(instance.id), signal.SIGKILL)
     async with asyncio.timeout(10):
-        assert await instance.exited == "killed by SIGKILL"
+        assert await instance.lost == "killed by SIGKILL"
 
 
 async def test_stop_is_sigterm_first(backends: list[ProcessBackend], replica: str) -> None:
@@ -114,7 +114,7 @@ async def test_stop_is_sigterm_first(backends: list[ProcessBackend], replica: st
     instance = await backend.start(SPEC)
     await ask(instance)
     await backend.stop(instance, 30)
-    assert instance.exited.result().startswith("killed by SIGTERM")
+    assert instance.lost.result().startswith("killed by SIGTERM")
     await backend.stop(instance, 30)  # once more does no harm
 
 
@@ -127,7 +127,7 @@ async def test_who_ignores_sigterm_is_killed_after_the_grace(
     begun = asyncio.get_running_loop().time()
     await backend.stop(instance, 0.3)
     assert asyncio.get_running_loop().time() - begun >= 0.3
-    assert instance.exited.result().startswith("killed by SIGKILL")
+    assert instance.lost.result().startswith("killed by SIGKILL")
 
 
 async def test_a_second_stop_hurries_the_first(backends: list[ProcessBackend], replica: str) -> None:
@@ -149,7 +149,7 @@ async def test_children_of_a_replica_end_with_it(backends: list[ProcessBackend],
     os.kill(int(instance.id), signal.SIGKILL)
     async with asyncio.timeout(10):
         assert await reader.read() == b"", "the child has closed its end"
-        await instance.exited
+        await instance.lost
     writer.close()
 
 
@@ -164,7 +164,7 @@ async def test_a_discarded_replica_is_killed_even_when_stopped_by_a_signal(
     replacement = await backend.start(SPEC)
     assert (await ask(replacement))["HOSTNAME"] == "Server-1"
     async with asyncio.timeout(10):
-        await instance.exited
+        await instance.lost
     await backend.stop(replacement, 0)
 
 
@@ -188,7 +188,7 @@ async def test_very_long_lines_of_output_do_not_end_the_log(backends: list[Proce
     )
     instance = await backend.start(SPEC)
     async with asyncio.timeout(10):
-        assert (await instance.exited).endswith("end")
+        assert (await instance.why_lost(10)).endswith("end")
 
 
 async def test_replicas_end_when_the_load_balancer_is_killed(replica: str) -> None:

@@ -10,10 +10,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 def test_the_readme_lists_every_option_with_its_default() -> None:
     rows = re.findall(r"^\| `(--[a-z-]+)` \| ([^|]+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    unset = {None: "unset", "": "unset", False: "off"}
+    defaults = {option_name(name): field.default for name, field in Settings.model_fields.items()}
+    told = {"None": "unset", "": "unset", "False": "off"}
     assert dict(rows) == {
-        option_name(name): unset.get(field.default, f"`{field.default}`")
-        for name, field in Settings.model_fields.items()
+        option: told.get(str(default), f"`{default}`") for option, default in defaults.items()
     }
 
 

@@ -8,6 +8,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from loadbalancer.fleet.backends.reasons import with_last_words
 from loadbalancer.routing.upstream import authority
 
 
@@ -37,14 +38,29 @@ class Instance:
     id: str
     host: str
     port: int
-    exited: "asyncio.Future[str]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """Resolved by the backend, with the reason in words (exit code, signal, out of memory, last lines
-    of output), as soon as it knows that the instance has ended. Never fails, never cancelled by readers."""
+    lost: "asyncio.Future[str]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Resolved by the backend, with the reason in words (exit code, signal, out of memory), as soon as
+    it knows that the instance has ended or is ill beyond help. Never fails, never cancelled by readers."""
+    last_words: "asyncio.Future[str]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """Resolved a little later with the last lines of its output, or with nothing."""
 
     @property
     def address(self) -> str:
         """`host:port`."""
         return authority(self.host, self.port)
+
+    async def why_lost(self, patience: float) -> str:
+        """Say why it was lost, with its last words if they become known in time.
+
+        Args:
+            patience: Seconds to wait for them.
+        """
+        await asyncio.wait({self.last_words}, timeout=patience)
+        words = self.last_words.result() if self.last_words.done() else ""
+        how = await self.lost
+        return with_last_words(how, words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +122,9 @@ class Backend(Protocol):
         """Make way for the replacement of a dead or hung instance, quickly.
 
         Returns as soon as `start` can reuse the hostname; killing and clearing away what is left goes
-        on in the background, owned by the backend, until `close` at the latest.
+        on in the background, owned by the backend, until `close` at the latest. What shows a later run
+        that there was such a replica stays until its replacement is there, or until `release`.
         """
+
+    async def release(self, spec: ReplicaSpec) -> None:
+        """A replica has left for good: clear away what is left of its earlier instances."""

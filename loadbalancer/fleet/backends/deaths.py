@@ -1,4 +1,4 @@
-"""Learning at once that a container has ended, and why.
+"""Learning at once that a container has ended, or is ill, and why.
 
 The engine tells of it in its event stream. The stream may break at any time, so it is subscribed to
 again and again, from where it broke off, and after every gap the containers are listed anew: what ended
@@ -8,7 +8,7 @@ unseen is found there.
 import asyncio
 import json
 import time
-from collections import deque
+from collections.abc import Coroutine
 from typing import Any
 
 import aiohttp
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class DeathWatch:
-    """Resolves `Instance.exited` of the containers that it is told to watch.
+    """Resolves `Instance.lost` and `last_words` of the containers that it is told to watch.
 
     Args:
         docker: The engine.
@@ -51,9 +51,9 @@ class DeathWatch:
         self._docker = docker
         self._label = label
         self._watched: dict[str, Instance] = {}
-        self._unclaimed: deque[str] = deque(maxlen=UNCLAIMED)
+        self._unclaimed: dict[str, str] = {}
         self._out_of_memory: set[str] = set()
-        self._explaining: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -64,20 +64,20 @@ class DeathWatch:
         """Stop listening."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, *self._explaining, return_exceptions=True)
+            await asyncio.gather(self._task, *self._telling, return_exceptions=True)
 
     def watch(self, instance: Instance) -> None:
         """Tell when this instance ends."""
         self._watched[instance.id] = instance
-        if instance.id in self._unclaimed:
-            self._explain(instance)
+        if (how := self._unclaimed.pop(instance.id, None)) is not None:
+            self._lost(instance, how)
 
-    def forget(self, instance: Instance, reason: str) -> None:
+    def forget(self, instance: Instance, how: str) -> None:
         """Its container is gone by our own doing."""
         self._watched.pop(instance.id, None)
-        self._out_of_memory.discard(instance.id)
-        if not instance.exited.done():
-            instance.exited.set_result(reason)
+        if not instance.lost.done():
+            instance.lost.set_result(how)
+            instance.last_words.set_result("")
 
     def knows(self, container_id: str) -> bool:
         """Whether a container is watched, so that somebody looks after it."""
@@ -95,7 +95,7 @@ class DeathWatch:
         running = {container.id for container in listed}
         for instance in before:
             if instance.id not in running:
-                self._explain(instance)
+                self._in_background(self._tell(instance))
 
     async def _run(self) -> None:
         since = time.time()
@@ -104,7 +104,11 @@ class DeathWatch:
             try:
                 subscription = self._docker.events.subscribe(  # type: ignore[no-untyped-call]
                     filters=json.dumps(
-                        {"type": ["container"], "event": ["die", "oom"], "label": [self._label]}
+                        {
+                            "type": ["container"],
+                            "event": ["die", "oom", "health_status"],
+                            "label": [self._label],
+                        }
                     ),
                     since=f"{since - OVERLAP:.6f}",
                 )
@@ -133,48 +137,90 @@ class DeathWatch:
             log.debug("docker events broke off", reason=str(error))
 
     def _heard(self, event: dict[str, Any]) -> None:
-        container_id = event["Actor"]["ID"]
-        if event["Action"] == "oom":
+        container_id, action = event["Actor"]["ID"], event["Action"]
+        if action == "oom":
             self._out_of_memory.add(container_id)
-        elif instance := self._watched.get(container_id):
-            self._explain(instance)
-        else:
-            self._unclaimed.append(container_id)
-
-    def _explain(self, instance: Instance) -> None:
-        """Say that it has ended as soon as it is known why."""
-        if self._watched.pop(instance.id, None) is None:
             return
-        task = asyncio.create_task(self._tell(instance), name=f"why {instance.id[:12]} ended")
-        self._explaining.add(task)
-        task.add_done_callback(self._explaining.discard)
+        if action == "die":
+            code = int(event["Actor"]["Attributes"].get("exitCode", 0))
+            how = _how(code, container_id in self._out_of_memory)
+            self._out_of_memory.discard(container_id)
+        elif action == "health_status: unhealthy":
+            how = "its health check says that it is unhealthy"
+        else:
+            return
+        if instance := self._watched.get(container_id):
+            self._lost(instance, how)
+        else:
+            self._unclaimed[container_id] = how
+            while len(self._unclaimed) > UNCLAIMED:
+                del self._unclaimed[next(iter(self._unclaimed))]
+
+    def _lost(self, instance: Instance, how: str) -> None:
+        """Say at once that it is lost, and its last words when they are known."""
+        del self._watched[instance.id]
+        if not instance.lost.done():
+            instance.lost.set_result(how)
+            self._in_background(self._tell_last_words(instance))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell_last_words(self, instance: Instance) -> None:
+        words = ""
+        try:
+            words = await self._last_words(instance.id)
+        except BackendError as error:
+            log.debug("last words unknown", reason=str(error))
+        finally:
+            instance.last_words.set_result(words)
 
     async def _tell(self, instance: Instance) -> None:
+        """Say how one has ended that was found to be gone."""
         try:
-            reason = await self.why(instance.id)
+            how = await self.how_it_ended(instance.id)
         except BackendError as error:
-            reason = f"ended; {error}"
-        if not instance.exited.done():
-            instance.exited.set_result(reason)
+            how = f"ended; {error}"
+        if self.knows(instance.id):
+            self._lost(instance, how)
 
-    async def why(self, container_id: str) -> str:
-        """Ask the engine how a container ended and what it said last.
+    async def how_it_ended(self, container_id: str) -> str:
+        """Ask the engine how a container has ended.
 
         Raises:
             BackendError: The engine does not say.
         """
-        container = self._docker.containers.container(container_id)
-        async with engine_call("ask why it ended", LAST_WORDS_WITHIN):
+        async with engine_call("ask how it ended", LAST_WORDS_WITHIN):
             try:
-                state = (await container.show())["State"]
-                output = await container.log(stdout=True, stderr=True, tail=reasons.OUTPUT_LINES)
+                state = (await self._docker.containers.container(container_id).show())["State"]
             except DockerError as error:
                 if error.status != NOT_FOUND:
                     raise
                 return "its container was removed by somebody else"
-        out_of_memory = container_id in self._out_of_memory or state["OOMKilled"]
-        self._out_of_memory.discard(container_id)
-        return reasons.with_last_words(_how(state["ExitCode"], out_of_memory), output)
+        return _how(state["ExitCode"], state["OOMKilled"])
+
+    async def why_it_ended(self, container_id: str) -> str:
+        """The same with its last words.
+
+        Raises:
+            BackendError: The engine does not say.
+        """
+        words = await self._last_words(container_id)
+        return reasons.with_last_words(await self.how_it_ended(container_id), words)
+
+    async def _last_words(self, container_id: str) -> str:
+        async with engine_call("ask for its last words", LAST_WORDS_WITHIN):
+            try:
+                container = self._docker.containers.container(container_id)
+                return reasons.last_words(
+                    await container.log(stdout=True, stderr=True, tail=reasons.OUTPUT_LINES)
+                )
+            except DockerError as error:
+                if error.status != NOT_FOUND:
+                    raise
+                return ""
 
 
 def _how(code: int, out_of_memory: bool) -> str:

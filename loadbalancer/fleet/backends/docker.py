@@ -24,6 +24,9 @@ from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 from loadbalancer.fleet.backends.deaths import DeathWatch
 from loadbalancer.fleet.backends.engine import CALL_WITHIN, CONFLICT, NOT_FOUND, engine_call
 
+GONE = "-gone-"
+"""What stands in the name of a container whose own name is another's now."""
+
 LABEL = "loadbalancer.fleet"
 LABEL_HOSTNAME = "loadbalancer.hostname"
 LABEL_NUMBER = "loadbalancer.number"
@@ -58,6 +61,7 @@ class DockerBackend:
         self._chosen_network = chosen_network
         self._in_container = in_container
         self._clearing: set[asyncio.Task[None]] = set()
+        self._dead: dict[str, list[Instance]] = defaultdict(list)
         self._docker: Docker
         self._network: network.ReplicaNetwork
         self._deaths: DeathWatch
@@ -129,10 +133,13 @@ class DockerBackend:
             async with engine_call(f"start {spec.hostname}", within=None):
                 # A call that is broken off may yet make a container, of which nobody would know the id.
                 container = await asyncio.shield(creating)
+                self._in_background(self.release(spec))
                 await container.start()
                 details = await container.show()
             if not details["State"]["Running"]:
-                raise BackendError(f"{spec.hostname} ended at once: {await self._deaths.why(container.id)}")
+                raise BackendError(
+                    f"{spec.hostname} ended at once: {await self._deaths.why_it_ended(container.id)}"
+                )
             return self._instance(details)
         except BaseException:
             await self._undo(creating, spec)
@@ -140,7 +147,7 @@ class DockerBackend:
 
     async def stop(self, instance: Instance, grace: float) -> None:
         """Have the engine send the image's stop signal, wait, kill, and remove what is left."""
-        if grace > 0 and not instance.exited.done():
+        if grace > 0 and not instance.lost.done():
             patience = math.ceil(grace)
             async with engine_call("stop a replica", within=patience + CALL_WITHIN):
                 try:
@@ -152,16 +159,32 @@ class DockerBackend:
         self._deaths.forget(instance, "stopped")
 
     async def discard(self, instance: Instance) -> None:
-        """Give the container another name, so that its own is free, and remove it in the background."""
+        """Give the container another name, so that its own is free.
+
+        A dead one stays until its replacement has been made: should the load balancer be killed before
+        that, the next one finds by it which replica is missing.
+        """
         async with engine_call("clear a dead replica away"):
             container = self._docker.containers.container(instance.id)
             try:
-                name = (await container.show())["Name"].removeprefix("/")
-                await container.rename(f"{name}-gone-{instance.id[:12]}")
+                details = await container.show()
+                name = details["Name"].removeprefix("/")
+                if GONE not in name:
+                    await container.rename(f"{name}{GONE}{instance.id[:12]}")
             except DockerError as error:
                 if error.status != NOT_FOUND:
                     raise
-        self._in_background(self.stop(instance, 0))
+                return
+        if instance.lost.done() and not details["State"]["Running"]:
+            self._dead[_labels(details)[LABEL_HOSTNAME]].append(instance)
+        else:
+            self._in_background(self.stop(instance, 0))
+
+    async def release(self, spec: ReplicaSpec) -> None:
+        """Remove the dead containers of a replica."""
+        for instance in self._dead.pop(spec.hostname, ()):
+            await asyncio.wait({instance.last_words}, timeout=CALL_WITHIN)
+            await self._remove(instance.id)
 
     # -- within -------------------------------------------------------------------------------------
 

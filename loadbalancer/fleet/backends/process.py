@@ -155,6 +155,9 @@ class ProcessBackend:
         self._clearing.add(task)
         task.add_done_callback(self._clearing.discard)
 
+    async def release(self, spec: ReplicaSpec) -> None:
+        """Nothing is left of a process that has ended."""
+
     # -- within -------------------------------------------------------------------------------------
 
     async def _follow(self, running: _Running, hostname: str, output: int) -> None:
@@ -165,6 +168,10 @@ class ProcessBackend:
         )
         reading = asyncio.create_task(self._log_output(reader, hostname, running.tail))
         status = await running.process.wait()
+        if not running.instance.lost.done():
+            running.instance.lost.set_result(
+                reasons.killed(-status) if status < 0 else reasons.exited(status)
+            )
         # What is left of the group would hold the output open, and the port. A child in a session of
         # its own may hold the output for ever: do not wait for it.
         self._signal(running, signal.SIGKILL)
@@ -174,8 +181,7 @@ class ProcessBackend:
         self._tell_guard("-", running.process.pid)
         self._running.pop(running.instance.id, None)
         self._ports.discard(running.port)
-        if not running.instance.exited.done():
-            running.instance.exited.set_result(_why(status, running.tail))
+        running.instance.last_words.set_result(reasons.last_words(running.tail))
 
     @staticmethod
     async def _log_output(output: asyncio.StreamReader, hostname: str, tail: deque[str]) -> None:
@@ -222,9 +228,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
         return True
-
-
-def _why(status: int, tail: deque[str]) -> str:
-    """The end of a process, in words."""
-    how = reasons.killed(-status) if status < 0 else reasons.exited(status)
-    return reasons.with_last_words(how, tail)

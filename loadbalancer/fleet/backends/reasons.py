@@ -28,13 +28,21 @@ def killed(number: int) -> str:
         return f"killed by signal {number}"
 
 
-def with_last_words(how: str, output: Iterable[str]) -> str:
-    """Add the last lines of output, if there were any.
+def with_last_words(how: str, words: str) -> str:
+    """Say both.
 
     Args:
         how: What `exited` or `killed` says.
-        output: The last lines.
+        words: What `last_words` says.
+    """
+    return f"{how}; last output: {words}" if words else how
+
+
+def last_words(output: Iterable[str]) -> str:
+    """The last lines of output in one, or nothing if there were none.
+
+    Args:
+        output: The output, or its end.
     """
     lines = [line.strip() for line in output]
-    said = " | ".join([line for line in lines if line][-OUTPUT_LINES:])
-    return f"{how}; last output: {said}" if said else how
+    return " | ".join([line for line in lines if line][-OUTPUT_LINES:])

@@ -11,8 +11,8 @@ from loadbalancer.errors import BackendError, BadRequestError
 from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 from loadbalancer.fleet.fleet import Fleet
 from loadbalancer.fleet.heartbeat import Miss
-from loadbalancer.fleet.keeper import Timing
 from loadbalancer.fleet.replica import Replica
+from loadbalancer.fleet.timing import Timing
 from loadbalancer.routing.policies import RoundRobin
 from loadbalancer.routing.snapshot import Snapshot
 from loadbalancer.routing.upstream import Upstream
@@ -123,13 +123,16 @@ class FakeBackend:
     async def stop(self, instance: Instance, grace: float) -> None:
         self.stops.append((now(), instance.id, grace))
         patience = grace if instance.id in self.hung else 0.01
-        await asyncio.wait({instance.exited}, timeout=min(patience, grace))
+        await asyncio.wait({instance.lost}, timeout=min(patience, grace))
         self._need_engine()
         self._end(instance.id, "stopped")
 
     async def discard(self, instance: Instance) -> None:
         self._need_engine()
         self._end(instance.id, "discarded")
+
+    async def release(self, spec: ReplicaSpec) -> None:
+        assert not self.lock_is_held(), "the fleet awaits its backend under the lock"
 
     # -- faults, by hostname ------------------------------------------------------------------------
 
@@ -144,8 +147,9 @@ class FakeBackend:
 
     def _end(self, identifier: str, reason: str) -> None:
         _, instance = self.running.pop(identifier, (None, None))
-        if instance is not None and not instance.exited.done():
-            instance.exited.set_result(reason)
+        if instance is not None and not instance.lost.done():
+            instance.lost.set_result(reason)
+            instance.last_words.set_result("")
 
     def _need_engine(self) -> None:
         assert not self.lock_is_held(), "the fleet awaits its backend under the lock"

@@ -1,0 +1,78 @@
+"""Whether a request that has failed may go to another replica, and how many may.
+
+Only a request that cannot be done twice by that: nothing of it had been sent, or its method is
+idempotent (RFC 9110, section 9.2.2) and its body can be sent again. A budget keeps retries from making
+an overload worse: a dying service must not be finished off by its own load balancer.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+from loadbalancer.errors import UpstreamClosedError, UpstreamError, UpstreamRefusedError
+
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""RFC 9110, section 9.2.2. A method that is not known is not taken for one."""
+
+
+def may_repeat(method: str, error: UpstreamError, *, body_at_hand: bool) -> bool:
+    """Whether a failed request may be sent once more.
+
+    Args:
+        method: Its method.
+        error: How it failed.
+        body_at_hand: Whether all that was sent of its body can be sent again.
+    """
+    if not body_at_hand:
+        return False
+    if isinstance(error, UpstreamRefusedError):
+        return True
+    return isinstance(error, UpstreamClosedError) and method in IDEMPOTENT
+
+
+class RetryBudget:
+    """Allows retries up to a share of the recent requests, and always some.
+
+    Args:
+        clock: The time, in seconds.
+        share: Retries for each request of the last `window` seconds.
+        always: Retries a second that are allowed however few requests there are.
+        window: Seconds that count as recent.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        share: float = 0.2,
+        always: float = 10.0,
+        window: float = 10.0,
+    ) -> None:
+        self._clock = clock
+        self._share = share
+        self._always = always * window
+        self._window = window
+        # For each second: when it began, requests, retries.
+        self._seconds: deque[list[float]] = deque()
+
+    def request(self) -> None:
+        """Count a request."""
+        self._now()[1] += 1
+
+    def withdraw(self) -> bool:
+        """Take one retry out of the budget; say whether there was one left."""
+        now = self._now()
+        requests = sum(second[1] for second in self._seconds)
+        retries = sum(second[2] for second in self._seconds)
+        if retries >= max(self._always, self._share * requests):
+            return False
+        now[2] += 1
+        return True
+
+    def _now(self) -> list[float]:
+        time = self._clock()
+        seconds = self._seconds
+        if not seconds or time - seconds[-1][0] >= 1.0:
+            seconds.append([time, 0, 0])
+            while time - seconds[0][0] >= self._window:
+                seconds.popleft()
+        return seconds[-1]
