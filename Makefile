@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lock clean
+.PHONY: help run test chaos check format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -15,6 +15,9 @@ run: $(VENV)/.installed ## serve on http://127.0.0.1:5000 with three local repli
 
 test: $(VENV)/.installed-dev ## run every test; those that need a Docker Engine are skipped when none answers
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/.installed-dev ## break things under load, five times each, and report what clients notice (about 20 minutes)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, formatting and types
 	$(BIN)/ruff format --check .

@@ -40,6 +40,10 @@ class BackendError(LoadBalancerError):
     """A replica cannot be started, stopped or listed; the text says why and what to do about it."""
 
 
+class EngineAwayError(BackendError):
+    """Whatever runs replicas cannot be reached just now: nothing is wrong with the replica itself."""
+
+
 class ClosingError(LoadBalancerError):
     """The load balancer is shutting down and changes nothing any more."""
 

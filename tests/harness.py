@@ -81,17 +81,23 @@ class LoadBalancer:
         self._env = {**os.environ, **(env or {})}
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it, or start it again after `kill`, and wait until its replicas are up."""
+        mark = self.mark()
+        self._ended = False
         self.process = subprocess.Popen(self._argv, stderr=subprocess.PIPE, env=self._env)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.wait_for("serving")
+            self.wait_for("serving", after=mark)
             if self._replicas:
-                self.wait_for("replica up", self._replicas)
+                self.wait_for("replica up", self._replicas, after=mark)
         except BaseException:
             self.kill()
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import structlog
 
-from loadbalancer.errors import BackendError, ClosingError
+from loadbalancer.errors import BackendError, ClosingError, EngineAwayError
 from loadbalancer.fleet.backends.base import Backend, Instance
 from loadbalancer.fleet.replica import Replica, State
 from loadbalancer.fleet.timing import Backoff, Timing
@@ -29,6 +29,9 @@ READINESS_POLL = 0.05
 
 LAST_WORDS_WITHIN = 0.3
 """Seconds for the last output of a dead instance to become known; its replacement waits for no more."""
+
+ENGINE_POLL = 1.0
+"""Seconds between two attempts to start a replica while the engine cannot be reached."""
 
 STOP_ATTEMPTS = 3
 """How often stopping a replica is tried before it is reported as stuck; it is tried further then."""
@@ -153,6 +156,7 @@ class Keeper:
 
     async def _run(self) -> None:
         while not self._leave.done():
+            engine_away = False
             try:
                 await self._discard_dead()
                 reason = await self._one_instance()
@@ -160,13 +164,15 @@ class Keeper:
                 break
             except BackendError as error:
                 reason = str(error)
+                engine_away = isinstance(error, EngineAwayError)
             except Exception as error:
                 log.exception("keeper failed", replica=self.replica.hostname)
                 reason = f"the load balancer failed: {type(error).__name__}: {error}"
             if self._leave.done():
                 break
             await self._give_up_instance(reason)
-            await first_of(self._leave, timeout=self._backoff.next())
+            # That the engine is away says nothing about the replica, which is wanted as soon as it is back.
+            await first_of(self._leave, timeout=ENGINE_POLL if engine_away else self._backoff.next())
             if not self._leave.done():
                 await self._registry.restarting(self.replica)
         await self._retire()

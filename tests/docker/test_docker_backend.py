@@ -1,7 +1,6 @@
 """The Docker backend with a real engine and real containers."""
 
 import asyncio
-import contextlib
 import json
 import time
 import urllib.request
@@ -14,6 +13,7 @@ import pytest
 from loadbalancer.errors import BackendError, BadRequestError
 from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 from loadbalancer.fleet.backends.docker import DockerBackend
+from tests.chaos.engine import SOCKET, BreakableEngine
 from tests.docker.conftest import SERVER, docker
 
 SPEC = ReplicaSpec("lbtest-1", 1)
@@ -270,49 +270,7 @@ async def test_replicas_of_an_earlier_run_are_adopted_and_leftovers_cleared_away
         await backend.stop(instances[0], 0)
 
 
-class BreakableEngine:
-    """A road to the real engine that can be closed: to those who take it, the engine is gone."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.open = True
-        self._server: asyncio.Server | None = None
-        self._ends: set[asyncio.StreamWriter] = set()
-
-    async def __aenter__(self) -> "BreakableEngine":
-        self._server = await asyncio.start_unix_server(self._joined, self.path)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self.cut()
-        self._server.close()
-
-    def cut(self) -> None:
-        """Break every connection and take no more."""
-        self.open = False
-        for end in self._ends:
-            end.transport.abort()
-
-    async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self.open:
-            writer.close()
-            return
-        engine_reader, engine_writer = await asyncio.open_unix_connection("/var/run/docker.sock")
-        self._ends |= {writer, engine_writer}
-        await asyncio.gather(self._pump(reader, engine_writer), self._pump(engine_reader, writer))
-        self._ends -= {writer, engine_writer}
-
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-
-@pytest.mark.skipif(not Path("/var/run/docker.sock").exists(), reason="the engine is not behind a socket")
+@pytest.mark.skipif(not SOCKET.exists(), reason="the engine is not behind a socket")
 async def test_what_ended_while_the_engine_could_not_be_reached_is_found_when_it_can(
     fleet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,9 @@ async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connec
     elif url.path in ("/hang", "/stall", "/events"):
         await never_ending(url.path, reader, writer, query)
         return False
+    elif url.path == "/slow":
+        await asyncio.sleep(float(query["seconds"]))
+        writer.write(answer(b"at last"))
     elif url.path == "/download":
         await download(writer, int(query["bytes"]))
     else:
@@ -155,7 +158,9 @@ async def download(writer: asyncio.StreamWriter, length: int) -> None:
 
 
 async def main() -> None:
-    server = await asyncio.start_server(serve, "127.0.0.1", int(os.environ["PORT"]), limit=1 << 20)
+    server = await asyncio.start_server(
+        serve, os.environ.get("HOST", "127.0.0.1"), int(os.environ["PORT"]), limit=1 << 20
+    )
     await server.serve_forever()
 
 

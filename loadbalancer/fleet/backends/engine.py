@@ -11,7 +11,7 @@ import aiohttp
 from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 
-from loadbalancer.errors import BackendError
+from loadbalancer.errors import BackendError, EngineAwayError
 
 CONNECT_WITHIN = 5.0
 """Seconds in which the engine must accept a connection."""
@@ -50,19 +50,22 @@ async def engine_call(doing: str, within: float | None = CALL_WITHIN) -> AsyncIt
         within: Seconds; None when the caller bounds it.
 
     Raises:
-        BackendError: It failed.
+        EngineAwayError: The engine cannot be reached, or does not answer.
+        BackendError: It refuses.
     """
     try:
         async with asyncio.timeout(within):
             yield
     except TimeoutError:
-        raise BackendError(f"cannot {doing}: the Docker Engine did not answer within {within} s") from None
+        raise EngineAwayError(f"cannot {doing}: the Docker Engine did not answer within {within} s") from None
     except DockerError as error:
         if error.status == UNREACHABLE:
-            raise BackendError(
+            raise EngineAwayError(
                 f"cannot {doing}: the Docker Engine cannot be reached: is it running, "
                 f"and may this user use its socket? ({error.message})"
             ) from error
         raise BackendError(f"cannot {doing}: {error.message}") from error
     except (aiohttp.ClientError, OSError) as error:
-        raise BackendError(f"cannot {doing}: the connection to the Docker Engine broke: {error}") from error
+        raise EngineAwayError(
+            f"cannot {doing}: the connection to the Docker Engine broke: {error}"
+        ) from error

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from loadbalancer.errors import BackendError, BadRequestError
+from loadbalancer.errors import BackendError, BadRequestError, EngineAwayError
 from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 from loadbalancer.fleet.fleet import Fleet
 from loadbalancer.fleet.heartbeat import Miss
@@ -154,7 +154,7 @@ class FakeBackend:
     def _need_engine(self) -> None:
         assert not self.lock_is_held(), "the fleet awaits its backend under the lock"
         if self.unreachable:
-            raise BackendError("the engine does not answer")
+            raise EngineAwayError("the engine does not answer")
 
     # -- heartbeats ---------------------------------------------------------------------------------
 
