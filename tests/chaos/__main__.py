@@ -6,6 +6,7 @@ Bounded in count and time; replicas are its own, and load goes to loopback only.
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import platform
 import subprocess
@@ -52,20 +53,18 @@ def odd_image() -> Iterator[str]:
         subprocess.run(["docker", "rmi", "--force", tag], check=True, capture_output=True)
 
 
-async def repeat(fault: Fault, backend: str, times: int) -> list[Outcome]:
-    """Have a fault happen several times to one system."""
+async def once(fault: Fault, backend: str, image: str) -> Outcome:
+    """Have a fault happen to a system of its own: so none is a sequel to another."""
     if backend == "process":
         with LoadBalancer("--command", replica("odd")) as lb:
-            return [await fault(System(lb, kill_process, freeze_process)) for _ in range(times)]
-    fleet = ("--fleet", f"chaos-{uuid.uuid4().hex[:8]}")
-    with tempfile.TemporaryDirectory() as folder, odd_image() as image:
+            return await fault(System(lb, kill_process, freeze_process))
+    options = ("--backend", "docker", "--image", image, "--fleet", f"chaos-{uuid.uuid4().hex[:8]}")
+    with tempfile.TemporaryDirectory() as folder:
         async with BreakableEngine(Path(folder) / "docker.sock") as road:
-            lb = LoadBalancer(
-                *("--backend", "docker", "--image", image, *fleet), env={"DOCKER_HOST": f"unix://{road.path}"}
-            )
-            await asyncio.to_thread(lb.__enter__)
+            lb = LoadBalancer(*options, env={"DOCKER_HOST": f"unix://{road.path}"})
+            await asyncio.to_thread(lb.start)
             try:
-                return [await fault(System(lb, kill_container, freeze_container, road)) for _ in range(times)]
+                return await fault(System(lb, kill_container, freeze_container, road))
             finally:
                 await asyncio.to_thread(lb.__exit__, None, None, None)
 
@@ -122,13 +121,11 @@ def main() -> int:
     options = parser.parse_args()
     backends = ["process", "docker"] if options.backend == "both" else [options.backend]
     rows, lost = [], 0
-    for fault, run in FAULTS.items():
-        if options.only not in fault:
-            continue
-        for backend in backends:
-            if backend == "process" and run in DOCKER_ONLY:
+    with odd_image() if "docker" in backends else contextlib.nullcontext("") as image:
+        for (fault, run), backend in itertools.product(FAULTS.items(), backends):
+            if options.only not in fault or (backend == "process" and run in DOCKER_ONLY):
                 continue
-            outcomes = asyncio.run(repeat(run, backend, options.repeat))
+            outcomes = [asyncio.run(once(run, backend, image)) for _ in range(options.repeat)]
             rows.append(row(fault, backend, outcomes))
             lost += sum(outcome.failed.total() for outcome in outcomes)
             print(rows[-1], flush=True)

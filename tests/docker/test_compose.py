@@ -161,3 +161,26 @@ def test_the_load_balancer_also_runs_on_the_host(fleet: str) -> None:
         docker("kill", "Server-2")
         lb.wait_for("replica up", replica="Server-2", after=mark)
         assert lb.call("POST", "/add", {"n": 1, "hostnames": ["lbtest-c"]}).json["message"]["N"] == 3
+
+
+def test_a_second_load_balancer_on_the_same_fleet_says_so_and_leaves(fleet: str) -> None:
+    options = ("--backend", "docker", "--fleet", fleet)
+    with LoadBalancer(*options, replicas=1) as first:
+        before = first.state()
+        with pytest.raises(AssertionError, match=f"another load balancer runs the fleet '{fleet}'"):
+            LoadBalancer(*options, replicas=1).start()
+        assert first.state() == before
+        first.kill()
+        with LoadBalancer(*options, replicas=1) as heir:
+            assert heir.state()["Server-1"]["id"] == before["Server-1"]["id"], "adopted"
+    assert docker("volume", "ls", "--quiet", "--filter", f"label=loadbalancer.fleet={fleet}") == ""
+
+
+def test_replicas_are_kept_on_exit_when_that_is_asked_for(fleet: str) -> None:
+    options = ("--backend", "docker", "--fleet", fleet)
+    with LoadBalancer(*options, "--on-exit", "keep", replicas=2) as first:
+        before = {name: one["id"] for name, one in first.state().items()}
+        assert first.stop() == 0
+    assert docker("inspect", "--format", "{{.State.Status}}", *before.values()).split() == ["running"] * 2
+    with LoadBalancer(*options, replicas=2) as second:
+        assert {name: one["id"] for name, one in second.state().items()} == before

@@ -23,6 +23,7 @@ from loadbalancer.fleet.backends import engine, network
 from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 from loadbalancer.fleet.backends.deaths import DeathWatch
 from loadbalancer.fleet.backends.engine import CALL_WITHIN, CONFLICT, NOT_FOUND, engine_call
+from loadbalancer.fleet.backends.ownership import Ownership, this_container
 
 GONE = "-gone-"
 """What stands in the name of a container whose own name is another's now."""
@@ -64,6 +65,7 @@ class DockerBackend:
         self._dead: dict[str, list[Instance]] = defaultdict(list)
         self._docker: Docker
         self._network: network.ReplicaNetwork
+        self._ownership: Ownership
         self._deaths: DeathWatch
 
     # -- the verbs (see `base.Backend`) --------------------------------------------------------------
@@ -75,9 +77,14 @@ class DockerBackend:
             async with engine_call("use Docker"):
                 await self._docker.version()
                 await self._need_image()
+                ours = await network.find_ourselves(self._docker) if self._in_container else None
                 self._network = await network.find(
-                    self._docker, self._chosen_network, self._fleet, LABEL, in_container=self._in_container
+                    self._docker, self._chosen_network, self._fleet, LABEL, ours
                 )
+            self._ownership = Ownership(
+                self._docker, self._fleet, LABEL, this_container(ours) if ours else None
+            )
+            await self._ownership.take()
         except BaseException:
             await self._docker.close()
             raise
@@ -90,6 +97,10 @@ class DockerBackend:
         await asyncio.gather(*self._clearing)
         await self._deaths.close()
         await self._network.remove(self._docker)
+        try:
+            await self._ownership.give_back()
+        except BackendError as error:
+            log.warning("ownership left behind", reason=str(error))
         await self._docker.close()
 
     def check_name(self, hostname: str) -> None:

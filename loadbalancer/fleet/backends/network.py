@@ -63,7 +63,9 @@ class ReplicaNetwork:
             log.warning("network left behind", network=self.name, reason=str(error))
 
 
-async def find(docker: Docker, chosen: str, fleet: str, label: str, *, in_container: bool) -> ReplicaNetwork:
+async def find(
+    docker: Docker, chosen: str, fleet: str, label: str, ourselves: dict[str, Any] | None
+) -> ReplicaNetwork:
     """Find the network of the replicas, or make it.
 
     Args:
@@ -71,7 +73,7 @@ async def find(docker: Docker, chosen: str, fleet: str, label: str, *, in_contai
         chosen: Its name, when the user has named it.
         fleet: The fleet's name.
         label: The label that marks what belongs to a fleet.
-        in_container: Whether the load balancer runs in a container of this engine.
+        ourselves: Inspection of the container that the load balancer runs in; None on the host.
 
     Raises:
         BackendError: There is none and none can be made.
@@ -86,14 +88,13 @@ async def find(docker: Docker, chosen: str, fleet: str, label: str, *, in_contai
                 f"--network: there is no network '{chosen}': make it (docker network create {chosen})"
             ) from None
         return ReplicaNetwork(details["Id"], details["Name"])
-    if in_container and (ours := await _our_network(docker)):
+    if ourselves is not None and (ours := _network_of(ourselves)):
         return ours
     return await _make(docker, f"loadbalancer-{fleet}", {label: fleet})
 
 
-async def _our_network(docker: Docker) -> ReplicaNetwork | None:
-    """The network of the container that this program runs in; None when it uses the host's."""
-    details = await _ourselves(docker)
+def _network_of(details: dict[str, Any]) -> ReplicaNetwork | None:
+    """The network of a container; None when it uses the host's."""
     networks = details["NetworkSettings"]["Networks"]
     # A network made by a user before Docker's default: only there do replicas have names.
     for name in sorted(networks, key=lambda name: (name == DEFAULT_BRIDGE, name)):
@@ -102,8 +103,15 @@ async def _our_network(docker: Docker) -> ReplicaNetwork | None:
     return None
 
 
-async def _ourselves(docker: Docker) -> dict[str, Any]:
-    """Inspect our own container, found by its hostname or, when that was set, by what is mounted in it."""
+async def find_ourselves(docker: Docker) -> dict[str, Any]:
+    """Inspect our own container, found by its hostname or, when that was set, by what is mounted in it.
+
+    Args:
+        docker: The engine.
+
+    Raises:
+        BackendError: It is no container of this engine.
+    """
     candidates = [socket.gethostname()]
     mounts = Path("/proc/self/mountinfo").read_text()  # noqa: ASYNC240 - made by the kernel, no disk
     if found := _ID_IN_MOUNTS.search(mounts):
@@ -116,7 +124,7 @@ async def _ourselves(docker: Docker) -> dict[str, Any]:
                 raise
     raise BackendError(
         "the load balancer runs in a container that this Docker Engine does not know: "
-        "mount the socket of the engine that runs it, or name the network of the replicas with --network"
+        "mount the socket of the engine that runs it"
     )
 
 
