@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +161,21 @@ def test_the_load_balancer_also_runs_on_the_host(fleet: str) -> None:
         docker("kill", "Server-2")
         lb.wait_for("replica up", replica="Server-2", after=mark)
         assert lb.call("POST", "/add", {"n": 1, "hostnames": ["lbtest-c"]}).json["message"]["N"] == 3
+
+
+def test_an_image_that_exits_at_once_is_tried_ever_more_slowly(
+    fleet: str, image_with: Callable[[str], str]
+) -> None:
+    image = image_with("echo no licence; exit 4")
+    lb = LoadBalancer("--backend", "docker", "--fleet", fleet, "--image", image, replicas=1)
+    lb._replicas = 0  # it will never be up
+    with lb:
+        lb.wait_for("replica down", 3)
+        state = lb.state()["Server-1"]
+        assert state["restarts"] >= 2
+        assert state["reason"].endswith("exited with code 4; last output: no licence")
+        assert lb.call("GET", "/home").status == 503
+        assert lb.call("GET", "/rep").json["message"] == {"N": 1, "replicas": ["Server-1"]}
 
 
 def test_a_second_load_balancer_on_the_same_fleet_says_so_and_leaves(fleet: str) -> None:

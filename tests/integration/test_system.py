@@ -91,7 +91,7 @@ def test_two_additions_at_once_add_both(lb: LoadBalancer) -> None:
 
 
 def test_additions_and_removals_at_random_end_with_the_n_of_the_arithmetic(lb: LoadBalancer) -> None:
-    changes = [("POST", "/add", 2), ("DELETE", "/rm", 1), ("POST", "/add", 1), ("DELETE", "/rm", 1)] * 2
+    changes = [("POST", "/add", 2), ("DELETE", "/rm", 1), ("POST", "/add", 1), ("DELETE", "/rm", 1)] * 3
     with ThreadPoolExecutor(max_workers=len(changes)) as pool:
         replies = list(pool.map(lambda one: lb.call(one[0], one[1], {"n": one[2]}), changes))
     assert {reply.status for reply in replies} <= {200, 400}, "too many to remove, at worst"
@@ -129,6 +129,17 @@ def test_sigterm_ends_everything_in_order(lb: LoadBalancer) -> None:
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     assert lb.records[-1]["event"] == "stopped"
     assert len([record for record in lb.records if record["event"] == "replica gone"]) == 3
+
+
+def test_what_is_in_flight_at_sigterm_is_answered_and_the_connection_ends_with_it() -> None:
+    with LoadBalancer("--command", replica("odd"), replicas=1) as lb, ThreadPoolExecutor() as pool:
+        asking = pool.submit(lb.call, "GET", "/slow?seconds=0.7")
+        eventually(lambda: lb.state()["Server-1"]["in_flight"] == 1, "the request is in flight")
+        lb.process.send_signal(signal.SIGTERM)
+        reply = asking.result()
+        assert (reply.status, reply.body) == (200, b"at last")
+        assert reply.headers["Connection"] == "close"
+        assert lb.process.wait(20) == 0
 
 
 UNENDING = ["/events", f"/download?bytes={1 << 30}"]
@@ -216,6 +227,50 @@ def test_health_state_metrics_and_openapi(lb: LoadBalancer) -> None:
     openapi = lb.call("GET", "/lb/openapi.json").json
     assert openapi["openapi"].startswith("3.")
     assert {"/rep", "/add", "/rm", "/lb/health", "/lb/replicas"} <= set(openapi["paths"])
+
+
+def test_requests_wait_for_the_first_replica_and_not_for_ever() -> None:
+    slow_to_start = "sh -c 'sleep 0.7; exec python -m server'"
+    lb = LoadBalancer("--command", slow_to_start, replicas=1)
+    lb._replicas = 0  # do not wait for it
+    with lb:
+        assert lb.call("GET", "/home").status == 200, "it has waited"
+    never = LoadBalancer("--command", "sleep 60", "--queue-timeout", "0.3", "--queue-size", "1", replicas=1)
+    never._replicas = 0
+    with never, ThreadPoolExecutor() as pool:
+        replies = [asking.result() for asking in [pool.submit(never.call, "GET", "/home") for _ in range(3)]]
+        assert [reply.status for reply in replies] == [503] * 3
+        assert {reply.headers["Retry-After"] for reply in replies} == {"1"}
+        messages = {reply.json["message"] for reply in replies}
+        assert messages == {
+            "<Error> no replica is in rotation: try again in a moment",
+            "<Error> no replica is in rotation, and 1 requests wait for one",
+        }
+
+
+def test_a_replica_that_fails_request_after_request_is_out_for_a_while() -> None:
+    failing = 'case "$HOSTNAME" in Server-1) export FAIL=1;; esac; exec python'
+    command = f"sh -c '{failing} {replica('odd').removeprefix('python ')}'"
+    with LoadBalancer("--command", command, "--eject-time", "0.5", "--policy", "round-robin") as lb:
+        statuses = [lb.call("GET", "/maybe").status for _ in range(30)]
+        assert statuses.count(500) == 5
+        assert lb.state()["Server-1"]["state"] == "down"
+        assert lb.state()["Server-1"]["reason"] == "ejected for 0.5 s after 5 failed requests in a row"
+        lb.wait_for("replica readmitted", replica="Server-1")
+        assert lb.state()["Server-1"]["restarts"] == 0
+
+
+def test_small_bodies_are_sent_again_to_another_replica_and_posts_are_not() -> None:
+    dying = 'case "$HOSTNAME" in Server-1) export DIE=1;; esac; exec python'
+    command = f"sh -c '{dying} {replica('odd').removeprefix('python ')}'"
+    options = ("--policy", "round-robin", "--eject-after", "0")
+    with LoadBalancer("--command", command, *options, replicas=2) as lb:
+        replies = [lb.call("PUT", "/maybe", b"x" * 1000) for _ in range(6)]
+        assert [reply.status for reply in replies] == [200] * 6
+        assert {reply.json["length"] for reply in replies} == {1000}
+        statuses = Counter(lb.call("POST", "/maybe", b"x").status for _ in range(6))
+        assert statuses[502] >= 2, "it may have been done already"
+        assert statuses[200] >= 2
 
 
 async def test_events_tell_of_a_replacement(lb: LoadBalancer) -> None:

@@ -114,6 +114,10 @@ async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connec
     elif url.path in ("/hang", "/stall", "/events"):
         await never_ending(url.path, reader, writer, query)
         return False
+    elif url.path == "/maybe" and "FAIL" in os.environ:
+        writer.write(answer(b"no", "500 Internal Server Error"))
+    elif url.path == "/maybe" and "DIE" in os.environ:
+        return False
     elif url.path == "/slow":
         await asyncio.sleep(float(query["seconds"]))
         writer.write(answer(b"at last"))
