@@ -4,20 +4,16 @@ The only place that knows every part. Reading order: `run`, `_serve`, `_build`.
 """
 
 import asyncio
-import logging
 import os
 import random
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import hypercorn.asyncio
 import structlog
 import uvloop
-from hypercorn.config import Config as HypercornConfig
 
 from loadbalancer.api.application import create_api
 from loadbalancer.errors import BackendError
@@ -28,27 +24,16 @@ from loadbalancer.fleet.fleet import Fleet
 from loadbalancer.fleet.heartbeat import Prober
 from loadbalancer.fleet.timing import Timing
 from loadbalancer.proxy.accounting import Accounting
-from loadbalancer.proxy.asgi import AsgiLane
-from loadbalancer.proxy.dispatcher import Dispatcher
-from loadbalancer.proxy.websocket import MAX_MESSAGE
 from loadbalancer.routing.policies import make_policy
 from loadbalancer.routing.ring import Ring, capacity
 from loadbalancer.routing.snapshot import Snapshot
 from loadbalancer.routing.upstream import Upstream, authority
+from loadbalancer.serving import BACKLOG, Front, Shutdown
 from loadbalancer.settings import IN_IMAGE, Settings, parse_weights
 from loadbalancer.telemetry.events import EventStream
 from loadbalancer.telemetry.journal import Journal
 from loadbalancer.telemetry.logs import configure as configure_logs
 from loadbalancer.telemetry.metrics import Metrics
-
-BACKLOG = 4096
-"""Connections that the kernel may hold for us while we are busy: a burst of thousands must not be refused."""
-
-CUT_OFF_WITHIN = 1.0
-"""Seconds for connections to end once there is no time left."""
-
-MAX_HEAD = 32 * 1024
-"""Bytes of a request's line and headers together."""
 
 log = structlog.get_logger("loadbalancer")
 
@@ -74,7 +59,7 @@ async def _serve(settings: Settings) -> int:
         where = authority(settings.host, settings.port)
         print(f"loadbalancer serve: cannot listen on {where}: {error.strerror}", file=sys.stderr)
         return 1
-    shutdown = _Shutdown()
+    shutdown = Shutdown()
     with listener:
         try:
             async with _build(settings, shutdown) as parts:
@@ -84,7 +69,7 @@ async def _serve(settings: Settings) -> int:
                     url=f"http://{authority(settings.host, settings.port)}",
                     backend=parts.backend.name,
                 )
-                await _serve_http(parts, listener, shutdown, settings)
+                await parts.front.serve(listener, shutdown)
         except BackendError as error:
             print(f"loadbalancer serve: {error}", file=sys.stderr)
             return 1
@@ -92,36 +77,14 @@ async def _serve(settings: Settings) -> int:
     return 0
 
 
-class _Shutdown:
-    """What SIGTERM and SIGINT ask for: the first to stop, a second to hurry."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.hurried = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
-
-    async def out_of_time(self, patience: float) -> None:
-        """Return when there is a hurry, or when so many seconds have passed since the first signal."""
-        await self.asked.wait()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await self.hurried.wait()
-
-    def _signalled(self) -> None:
-        (self.hurried if self.asked.is_set() else self.asked).set()
-
-
 @dataclass(frozen=True)
 class _Parts:
     backend: Backend
-    app: Dispatcher
-    events: EventStream
+    front: Front
 
 
 @asynccontextmanager
-async def _build(settings: Settings, shutdown: _Shutdown) -> AsyncIterator[_Parts]:
+async def _build(settings: Settings, shutdown: Shutdown) -> AsyncIterator[_Parts]:
     """Make every part and join them; at the end, stop the replicas and close what was opened."""
     rng = random.Random()
     metrics = Metrics()
@@ -149,16 +112,16 @@ async def _build(settings: Settings, shutdown: _Shutdown) -> AsyncIterator[_Part
             rng=rng,
         )
         metrics.watch_replicas(fleet.census)
-        async with AsgiLane(fleet, settings, Accounting(metrics, access_log=settings.access_log)) as lane:
-            api = create_api(fleet, metrics, events, settings.admin_token)
-            try:
-                await fleet.open()
-                yield _Parts(backend, Dispatcher(api, lane), events)
-            finally:
-                await _close(fleet, shutdown, keep=settings.on_exit == "keep")
+        api = create_api(fleet, metrics, events, settings.admin_token)
+        accounting = Accounting(metrics, access_log=settings.access_log)
+        try:
+            await fleet.open()
+            yield _Parts(backend, Front(settings, fleet, accounting, api, events.close))
+        finally:
+            await _close(fleet, shutdown, keep=settings.on_exit == "keep")
 
 
-async def _close(fleet: Fleet, shutdown: _Shutdown, *, keep: bool) -> None:
+async def _close(fleet: Fleet, shutdown: Shutdown, *, keep: bool) -> None:
     """Drain and stop the replicas, unless they shall be kept; without patience once there is a hurry."""
 
     async def when_hurried() -> None:
@@ -170,37 +133,6 @@ async def _close(fleet: Fleet, shutdown: _Shutdown, *, keep: bool) -> None:
         await fleet.close(keep=keep)
     finally:
         hurrying.cancel()
-
-
-async def _serve_http(
-    parts: _Parts, listener: socket.socket, shutdown: _Shutdown, settings: Settings
-) -> None:
-    """Serve until told to stop; then let requests in flight end, for as long as replicas may drain."""
-    config = HypercornConfig()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.backlog = BACKLOG
-    config.graceful_timeout = settings.drain_timeout
-    config.keep_alive_timeout = settings.idle_timeout
-    config.h11_max_incomplete_size = MAX_HEAD
-    config.websocket_max_message_size = MAX_MESSAGE
-    # The replicas' answers pass as they are; ours bring their own date.
-    config.include_server_header = config.include_date_header = False
-    config.errorlog = logging.getLogger("hypercorn.error")
-
-    async def until_stopped() -> None:
-        await shutdown.asked.wait()
-        log.info("stopping")
-        parts.app.closing = True
-        parts.events.close()
-
-    serving = asyncio.create_task(hypercorn.asyncio.serve(parts.app, config, shutdown_trigger=until_stopped))
-    out_of_time = asyncio.create_task(shutdown.out_of_time(settings.drain_timeout + CUT_OFF_WITHIN))
-    await asyncio.wait({serving, out_of_time}, return_when=asyncio.FIRST_COMPLETED)
-    out_of_time.cancel()
-    if not serving.done():
-        serving.cancel()
-        # A client that reads nothing of its answer holds even this up; closing the loop cuts it off.
-        await asyncio.wait({serving}, timeout=CUT_OFF_WITHIN)
 
 
 def _listen(host: str, port: int) -> socket.socket:

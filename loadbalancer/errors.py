@@ -23,6 +23,20 @@ class BadRequestError(LoadBalancerError):
     status = 400
 
 
+class HeadTooLargeError(BadRequestError):
+    """The head of a request is beyond the bounds."""
+
+    def __init__(self, sentence: str, status: int = 431) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class HeadTimeoutError(BadRequestError):
+    """The head of a request did not come in time."""
+
+    status = 408
+
+
 class UnauthorizedError(LoadBalancerError):
     """The admin token is missing or wrong."""
 

@@ -116,6 +116,9 @@ class Settings(BaseModel):
     start_timeout: Seconds = Field(
         30.0, description="seconds a new replica has until its first good heartbeat"
     )
+    lane: Literal["fast", "asgi"] = Field(
+        "fast", description="what carries requests: our own HTTP/1.1, or Hypercorn, Quart and aiohttp"
+    )
     policy: Literal[
         "consistent-hash",
         "round-robin",

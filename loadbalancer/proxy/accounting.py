@@ -38,6 +38,33 @@ class Accounting:
         self._metrics = metrics
         self._access_log = access_log
 
+    def begin(self) -> None:
+        """Count a request that has come."""
+        self._metrics.in_flight += 1
+
+    def end(self, head: RequestHead, entry: Entry, seconds: float) -> None:
+        """Count and log a request that has ended.
+
+        Args:
+            head: The request.
+            entry: What became of it.
+            seconds: How long it took.
+        """
+        self._metrics.in_flight -= 1
+        self._metrics.count(entry.replica, entry.status, seconds)
+        if self._access_log:
+            _log.info(
+                "request",
+                method=head.method,
+                target=head.target,
+                status=entry.status,
+                complete=entry.complete,
+                replica=entry.replica or None,
+                seconds=round(seconds, 6),
+                client=head.client,
+                request_id=head.request_id,
+            )
+
     @contextmanager
     def request(self, head: RequestHead) -> Iterator[Entry]:
         """Keep an entry for as long as a request takes.
@@ -47,23 +74,8 @@ class Accounting:
         """
         entry = Entry()
         began = time.perf_counter()
-        self._metrics.in_flight.inc()
+        self.begin()
         try:
             yield entry
         finally:
-            took = time.perf_counter() - began
-            self._metrics.in_flight.dec()
-            self._metrics.requests.labels(entry.replica, str(entry.status)).inc()
-            self._metrics.latency.observe(took)
-            if self._access_log:
-                _log.info(
-                    "request",
-                    method=head.method,
-                    target=head.target,
-                    status=entry.status,
-                    complete=entry.complete,
-                    replica=entry.replica or None,
-                    seconds=round(took, 6),
-                    client=head.client,
-                    request_id=head.request_id,
-                )
+            self.end(head, entry, time.perf_counter() - began)

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-import structlog
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope, WebsocketScope
 from yarl import URL
 
@@ -23,7 +22,7 @@ from loadbalancer.proxy.body import RequestBody
 from loadbalancer.proxy.client import Client, ClientGoneError
 from loadbalancer.proxy.headers import first, to_client, to_replica
 from loadbalancer.proxy.patience import Patience
-from loadbalancer.proxy.request import RequestHead, request_id
+from loadbalancer.proxy.request import RequestHead, log_failure, request_id
 from loadbalancer.proxy.retry import RetryBudget, may_repeat
 from loadbalancer.proxy.routing import Router
 from loadbalancer.proxy.upstream_http import as_upstream_errors, open_session, text
@@ -32,8 +31,6 @@ from loadbalancer.routing.keys import KeyRule
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
-
-log = structlog.get_logger("loadbalancer.proxy")
 
 
 class AsgiLane:
@@ -126,7 +123,7 @@ class AsgiLane:
         try:
             await self._router.carry(head.key(self._rule), attempt, repeatable)
         except LoadBalancerError as error:
-            _log_failure(head, error)
+            log_failure(head, error)
             if not client.answering:
                 entry.status = error.status
                 await client.answer(answer(error))
@@ -184,7 +181,7 @@ class AsgiLane:
         try:
             await self._router.carry(head.key(self._rule), attempt, repeatable)
         except LoadBalancerError as error:
-            _log_failure(head, error)
+            log_failure(head, error)
             await refuse(send, entry, error)
 
     @staticmethod
@@ -219,13 +216,3 @@ async def _unless_gone(client: Client, exchange: Coroutine[Any, Any, None]) -> N
         await asyncio.gather(work, watch, return_exceptions=True)
     if not work.cancelled() and not isinstance(work.exception(), ClientGoneError):
         work.result()
-
-
-def _log_failure(head: RequestHead, error: LoadBalancerError) -> None:
-    log.warning(
-        "request failed",
-        reason=str(error),
-        method=head.method,
-        target=head.target,
-        request_id=head.request_id,
-    )

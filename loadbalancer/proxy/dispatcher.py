@@ -22,6 +22,8 @@ from loadbalancer.proxy.client import Client
 _ABSOLUTE_FORM = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#@]+)(/[^?#]*)?", re.IGNORECASE)
 """An absolute target without its query, which ASGI keeps apart: its authority and its path."""
 
+_OWN = frozenset({b"/rep", b"/add", b"/rm", b"/lb"})
+
 
 def is_own(path: str) -> bool:
     """Whether a path is the load balancer's own rather than the replicas'.
@@ -29,7 +31,19 @@ def is_own(path: str) -> bool:
     Args:
         path: Percent-decoded, without the query.
     """
-    return path in ("/rep", "/add", "/rm", "/lb") or path.startswith("/lb/")
+    return path.encode() in _OWN or path.startswith("/lb/")
+
+
+def is_own_target(target: bytes) -> bool:
+    """The same for a request target as it was sent, in origin form.
+
+    Args:
+        target: Path and query, percent-encoded.
+    """
+    path = target.partition(b"?")[0]
+    if b"%" in path:
+        return is_own(unquote(path.decode("latin-1")))
+    return path in _OWN or path.startswith(b"/lb/")
 
 
 class Dispatcher:

@@ -3,8 +3,13 @@
 import random
 from dataclasses import dataclass
 
+import structlog
+
+from loadbalancer.errors import LoadBalancerError
 from loadbalancer.proxy.headers import Header, first
 from loadbalancer.routing.keys import KeyRule
+
+log = structlog.get_logger("loadbalancer.proxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,14 @@ class RequestHead:
     scheme: str
     request_id: str
 
+    @classmethod
+    def from_target(
+        cls, method: str, target: bytes, headers: list[Header], client: str, scheme: str, request_id: str
+    ) -> "RequestHead":
+        """Make one of a target in origin form; the other arguments are the fields'."""
+        path, _, query = target.partition(b"?")
+        return cls(method, path, query, headers, client, scheme, request_id)
+
     @property
     def target(self) -> str:
         """Path and query, in the origin form of RFC 9112, section 3.2.1."""
@@ -37,6 +50,22 @@ class RequestHead:
     def key(self, rule: KeyRule) -> str:
         """What the request is hashed on."""
         return rule.key(self.headers, self.path, self.query, self.client, self.request_id)
+
+
+def log_failure(head: RequestHead, error: LoadBalancerError) -> None:
+    """Log why a request has failed.
+
+    Args:
+        head: The request.
+        error: Why.
+    """
+    log.warning(
+        "request failed",
+        reason=str(error),
+        method=head.method,
+        target=head.target,
+        request_id=head.request_id,
+    )
 
 
 def request_id(headers: list[Header], rng: random.Random) -> str:

@@ -17,6 +17,23 @@ SETTLES_WITHIN = 0.5
 """Seconds in which a replica that breaks its connections because it has died is known to be dead."""
 
 
+@dataclass(slots=True)
+class Route:
+    """One request's way so far."""
+
+    key: str
+    tried: set[Upstream] = field(default_factory=set)
+    closed: bool = False
+    """Whether a replica has broken the connection that it had accepted."""
+    waits_until: float | None = None
+
+    def deadline(self, patience: float) -> float:
+        """Until when it waits: what it may wait in all begins when it first has to."""
+        if self.waits_until is None:
+            self.waits_until = asyncio.get_running_loop().time() + patience
+        return self.waits_until
+
+
 class Router:
     """Finds replicas for requests.
 
@@ -56,42 +73,68 @@ class Router:
             NoReplicaError: There is no replica, and none came in time.
             UpstreamError: It failed, and could not be repeated.
         """
-        self._budget.request()
-        route = _Route(key)
-        upstream = await self._find(route)
+        route = self.begin(key)
+        upstream = self.pick(route) or await self.wait(route)
         while True:
             upstream.acquire()
             try:
                 return await attempt(upstream)
             except UpstreamError as error:
-                _note(upstream, error)
-                closed = isinstance(error, UpstreamClosedError)
-                if (closed and route.closed) or not may_repeat(error) or not self._budget.withdraw():
+                if not self.may_go_on(route, upstream, error, may_repeat(error)):
                     raise
-                route.closed |= closed
                 failure = error
             finally:
                 upstream.release()
-            route.tried.add(upstream)
             try:
-                upstream = await self._find(route)
+                upstream = self.pick(route) or await self.wait(route)
             except NoReplicaError:
                 raise failure from None
 
-    async def _find(self, route: "_Route") -> Upstream:
-        """Find a replica that the request has not failed on, at once if there is one."""
-        upstream = self._source.snapshot.pick(route.key, route.tried)
-        if upstream is not None:
-            return upstream
+    def begin(self, key: str) -> Route:
+        """Count a request, and begin its way.
+
+        Args:
+            key: What it is hashed on.
+        """
+        self._budget.request()
+        return Route(key)
+
+    def pick(self, route: Route) -> Upstream | None:
+        """A replica that the request has not failed on, or None if there is none just now."""
+        return self._source.snapshot.pick(route.key, route.tried)
+
+    def may_go_on(self, route: Route, upstream: Upstream, error: UpstreamError, repeatable: bool) -> bool:
+        """Note a failed attempt, and say whether there may be another.
+
+        Args:
+            route: The request's way so far.
+            upstream: On whom it has failed.
+            error: How.
+            repeatable: Whether the request can be done again after that.
+        """
+        _note(upstream, error)
+        closed = isinstance(error, UpstreamClosedError)
+        if not repeatable or (closed and route.closed) or not self._budget.withdraw():
+            return False
+        route.closed |= closed
+        route.tried.add(upstream)
+        return True
+
+    async def wait(self, route: Route) -> Upstream:
+        """Wait for a replica when there is none.
+
+        Raises:
+            NoReplicaError: None came in time, or too many wait already, or none is to come.
+        """
         if self._waiting >= self._size:
             raise NoReplicaError(f"no replica is in rotation, and {self._waiting} requests wait for one")
         self._waiting += 1
         try:
             async with asyncio.timeout_at(route.deadline(self._timeout)):
-                while upstream is None:
+                while True:
                     await self._next_snapshot()
-                    upstream = self._source.snapshot.pick(route.key, route.tried)
-            return upstream
+                    if (upstream := self.pick(route)) is not None:
+                        return upstream
         except TimeoutError:
             raise NoReplicaError("no replica is in rotation: try again in a moment") from None
         finally:
@@ -105,23 +148,6 @@ class Router:
         patience = SETTLES_WITHIN if self._source.snapshot.upstreams else None
         async with asyncio.timeout(patience):
             await self._source.next_snapshot()
-
-
-@dataclass(slots=True)
-class _Route:
-    """One request's way so far."""
-
-    key: str
-    tried: set[Upstream] = field(default_factory=set)
-    closed: bool = False
-    """Whether a replica has broken the connection that it had accepted."""
-    waits_until: float | None = None
-
-    def deadline(self, patience: float) -> float:
-        """Until when it waits: what it may wait in all begins when it first has to."""
-        if self.waits_until is None:
-            self.waits_until = asyncio.get_running_loop().time() + patience
-        return self.waits_until
 
 
 def _note(upstream: Upstream, error: UpstreamError) -> None:

@@ -1,17 +1,22 @@
-"""The metrics of `/lb/metrics`, in Prometheus' text format, with the names and units that it recommends."""
+"""The metrics of `/lb/metrics`, in Prometheus' text format, with the names and units that it recommends.
 
+What is counted for each request is counted in plain integers, and put into Prometheus' form only when
+asked for: a request must not pay for what is read every few seconds.
+"""
+
+from bisect import bisect_left
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
-    Gauge,
-    Histogram,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -21,32 +26,38 @@ LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 """Upper bounds in seconds: from a local answer to the default response time-out."""
 
 
-class Metrics:
+class Metrics(Collector):
     """All metrics of one load balancer, in a registry of their own: nothing is global."""
 
     def __init__(self) -> None:
         # When each series began is half of the page and of use to hardly anybody.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "lb_requests",
-            "Requests answered, by replica (empty: none was reached) and status (499: the client went away).",
-            ["replica", "status"],
-            registry=self.registry,
-        )
-        self.in_flight = Gauge("lb_requests_in_flight", "Requests being answered.", registry=self.registry)
-        self.latency = Histogram(
-            "lb_request_duration_seconds",
-            "Time from a request's head to the end of its answer.",
-            buckets=LATENCY_BUCKETS,
-            registry=self.registry,
-        )
+        self.in_flight = 0
+        """Requests being answered; the lanes count it up and down."""
+        self._requests: Tally[tuple[str, int]] = Tally()
+        self._latency = [0] * (len(LATENCY_BUCKETS) + 1)
+        self._seconds = 0.0
+        self._census: Callable[[], Mapping[str, int]] = dict
         self.heartbeats_missed = Counter(
             "lb_heartbeats_missed", "Heartbeats that replicas have missed.", registry=self.registry
         )
         self.replacements = Counter(
             "lb_replacements", "New instances started in the place of dead ones.", registry=self.registry
         )
+        self.registry.register(self)
+
+    def count(self, replica: str, status: int, seconds: float) -> None:
+        """Count a request that has ended.
+
+        Args:
+            replica: Who had it last; empty: nobody was reached.
+            status: Its answer's, or 499 when the client went away.
+            seconds: From its head to the end of its answer.
+        """
+        self._requests[replica, status] += 1
+        self._latency[bisect_left(LATENCY_BUCKETS, seconds)] += 1
+        self._seconds += seconds
 
     def watch_replicas(self, census: Callable[[], Mapping[str, int]]) -> None:
         """Report how many replicas there are in each state.
@@ -54,25 +65,36 @@ class Metrics:
         Args:
             census: Counts them, by state; called at each scrape.
         """
-        self.registry.register(_Census(census))
+        self._census = census
 
     def forget(self, replica: str) -> None:
         """Drop the series of a replica that is gone: made-up names would pile up for ever."""
-        self.requests.remove_by_labels({"replica": replica})
+        for series in [series for series in self._requests if series[0] == replica]:
+            del self._requests[series]
 
     def render(self) -> bytes:
         """Everything, in the text format (see `CONTENT_TYPE`)."""
         return generate_latest(self.registry)
 
-
-class _Census(Collector):
-    """Counts the replicas when asked, so that the numbers cannot go stale."""
-
-    def __init__(self, census: Callable[[], Mapping[str, int]]) -> None:
-        self._census = census
-
     def collect(self) -> Iterable[Metric]:
-        family = GaugeMetricFamily("lb_replicas", "Replicas, by state.", labels=["state"])
+        """What Prometheus' registry asks for."""
+        requests = CounterMetricFamily(
+            "lb_requests",
+            "Requests answered, by replica (empty: none was reached) and status (499: the client went away).",
+            labels=["replica", "status"],
+        )
+        for (replica, status), count in self._requests.items():
+            requests.add_metric([replica, str(status)], count)
+        yield requests
+        yield GaugeMetricFamily("lb_requests_in_flight", "Requests being answered.", self.in_flight)
+        bounds = [*map(str, LATENCY_BUCKETS), "+Inf"]
+        yield HistogramMetricFamily(
+            "lb_request_duration_seconds",
+            "Time from a request's head to the end of its answer.",
+            buckets=list(zip(bounds, accumulate(self._latency), strict=True)),
+            sum_value=self._seconds,
+        )
+        replicas = GaugeMetricFamily("lb_replicas", "Replicas, by state.", labels=["state"])
         for state, count in self._census().items():
-            family.add_metric([state], count)
-        yield family
+            replicas.add_metric([state], count)
+        yield replicas

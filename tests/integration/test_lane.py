@@ -18,11 +18,17 @@ GIBIBYTE = 1 << 30
 PIECE = bytes(1 << 18)
 
 
+@pytest.fixture(scope="module", params=["fast", "asgi"])
+def lane(request: pytest.FixtureRequest) -> str:
+    """Every case is one of both lanes."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def lb() -> Iterator[LoadBalancer]:
-    with LoadBalancer(
-        *("--command", replica("odd"), "--response-timeout", "0.5", "--load-factor", "0"), replicas=1
-    ) as running:
+def lb(lane: str) -> Iterator[LoadBalancer]:
+    options = ("--command", replica("odd"), "--response-timeout", "0.5", "--load-factor", "0")
+    with LoadBalancer("--lane", lane, *options, replicas=1) as running:
         yield running
 
 
@@ -237,11 +243,20 @@ def test_the_answer_to_head_has_a_length_but_no_body(lb: LoadBalancer) -> None:
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/until-close", b"until the end"), ("/trailers", b"hello"), ("/early-hints", b"late")],
+    [("/until-close", b"until the end"), ("/trailers", b"hello")],
 )
 def test_every_framing_of_a_body_is_understood(lb: LoadBalancer, path: str, body: bytes) -> None:
     reply = lb.call("GET", path)
     assert (reply.status, reply.body) == (200, body)
+
+
+def test_an_answer_before_the_answer_is_no_answer(lb: LoadBalancer, lane: str) -> None:
+    answer = raw(lb, b"GET /early-hints HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    if lane == "fast":
+        hints, _, answer = answer.partition(b"\r\n\r\n")
+        assert hints == b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>"
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\nlate")
 
 
 def test_an_answer_may_come_before_the_request_has_ended(lb: LoadBalancer) -> None:
@@ -291,8 +306,8 @@ def test_an_answer_that_stalls_breaks_off(lb: LoadBalancer) -> None:
         lb.call("GET", "/stall")
 
 
-def test_a_client_that_goes_away_ends_the_exchange_with_the_replica(lb: LoadBalancer) -> None:
-    with LoadBalancer("--command", replica("odd"), replicas=1) as patient:
+def test_a_client_that_goes_away_ends_the_exchange_with_the_replica(lane: str) -> None:
+    with LoadBalancer("--lane", lane, "--command", replica("odd"), replicas=1) as patient:
         with socket.create_connection(("127.0.0.1", patient.port)) as connection:
             connection.sendall(b"GET /hang?id=gone HTTP/1.1\r\nHost: x\r\n\r\n")
             eventually(lambda: "/hang begun" in log(patient), "the request reaches the replica")

@@ -11,9 +11,16 @@ from websockets.typing import Subprotocol
 from tests.harness import LoadBalancer, eventually, replica
 
 
+@pytest.fixture(scope="module", params=["fast", "asgi"])
+def lane(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def lb() -> Iterator[LoadBalancer]:
-    with LoadBalancer("--command", replica("websockets_echo"), replicas=2) as running:
+def lb(lane: str) -> Iterator[LoadBalancer]:
+    options = ("--lane", lane, "--command", replica("websockets_echo"))
+    with LoadBalancer(*options, replicas=2) as running:
         yield running
 
 
@@ -56,25 +63,28 @@ async def test_a_replica_that_closes_closes_the_client(lb: LoadBalancer) -> None
     assert closed.value.rcvd.code == 4001
 
 
-async def test_a_replica_that_breaks_off_is_a_bad_gateway(lb: LoadBalancer) -> None:
+async def test_a_replica_that_breaks_off_breaks_the_clients_connection(lb: LoadBalancer, lane: str) -> None:
     async with connect(url(lb)) as connection:
         await connection.send("please break")
         with pytest.raises(ConnectionClosed) as closed:
             await connection.recv()
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 1014
+    if lane == "fast":
+        assert closed.value.rcvd is None, "it tunnels bytes, and says nothing of its own"
+    else:
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1014
 
 
-async def test_a_replica_that_refuses_the_handshake_refuses_it_for_us() -> None:
-    with LoadBalancer("--command", replica("odd"), replicas=1) as odd:
+async def test_a_replica_that_refuses_the_handshake_refuses_it_for_us(lane: str) -> None:
+    with LoadBalancer("--lane", lane, "--command", replica("odd"), replicas=1) as odd:
         with pytest.raises(InvalidStatus) as refused:
             await connect(f"ws://127.0.0.1:{odd.port}/teapot")
         assert refused.value.response.status_code == 418
         assert refused.value.response.body == b"short and stout"
 
 
-async def test_without_replicas_the_handshake_is_a_503() -> None:
-    with LoadBalancer(replicas=0) as empty:
+async def test_without_replicas_the_handshake_is_a_503(lane: str) -> None:
+    with LoadBalancer("--lane", lane, replicas=0) as empty:
         with pytest.raises(InvalidStatus) as refused:
             await connect(f"ws://127.0.0.1:{empty.port}/")
         assert refused.value.response.status_code == 503

@@ -1,0 +1,425 @@
+"""One request and its answer, from the head that came in to the last byte that went out.
+
+An exchange joins a client's connection with a replica's, and changes the replica when it has to. It has
+no task of its own: it is driven by what arrives on either side.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from loadbalancer.errors import (
+    LoadBalancerError,
+    NoReplicaError,
+    UpstreamError,
+    UpstreamRefusedError,
+    UpstreamTimeoutError,
+    UpstreamUnreachableError,
+    answer,
+)
+from loadbalancer.proxy.accounting import Entry
+from loadbalancer.proxy.fast.answering import Framing, answer_head, own_answer
+from loadbalancer.proxy.fast.incoming import Incoming
+from loadbalancer.proxy.fast.upstream import Pool, UpstreamConnection
+from loadbalancer.proxy.headers import Header, first, to_replica
+from loadbalancer.proxy.request import RequestHead, log_failure, request_id
+from loadbalancer.proxy.retry import may_repeat
+from loadbalancer.proxy.routing import Route
+from loadbalancer.routing.upstream import Upstream
+
+if TYPE_CHECKING:
+    from loadbalancer.proxy.fast.client import ClientConnection
+
+REPLAYED = 64 * 1024
+"""Bytes of a request's body that are kept, so that it can be sent again."""
+
+
+class Exchange:
+    """One request and its answer.
+
+    Args:
+        client: The connection that it came by.
+        incoming: The request.
+    """
+
+    __slots__ = (
+        "_began",
+        "_closed_halves",
+        "_early",
+        "_framing",
+        "_head",
+        "_lane",
+        "_outgoing",
+        "_own",
+        "_replay",
+        "_route",
+        "_task",
+        "_trailers",
+        "answering",
+        "client",
+        "endless",
+        "entry",
+        "incoming",
+        "keep_upstream",
+        "over",
+        "reads_until_close",
+        "request_head",
+        "request_sent",
+        "up",
+        "upstream",
+    )
+
+    def __init__(self, client: "ClientConnection", incoming: Incoming, *, own: bool) -> None:
+        lane = client.lane
+        self.client = client
+        self.incoming = incoming
+        self.request_head = RequestHead.from_target(
+            incoming.method,
+            incoming.target,
+            incoming.headers,
+            client.address,
+            client.scheme,
+            request_id(incoming.headers, lane.rng),
+        )
+        self.up: UpstreamConnection | None = None
+        self.upstream: Upstream | None = None
+        self.entry = Entry()
+        self.answering = False
+        self.over = False
+        self.endless = False
+        self.keep_upstream = False
+        self.reads_until_close = False
+        self.request_sent = False
+        self._began = lane.clock()
+        self._lane = lane
+        self._own = own
+        self._route: Route | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._framing = Framing.NONE
+        self._trailers: list[Header] = []
+        self._early: list[bytes] = []
+        self._closed_halves: set[str] = set()
+        self._outgoing: list[bytes] = []
+        self._replay: list[bytes] | None = []
+        self._head = self._make_head()
+
+    @property
+    def method(self) -> str:
+        """The request's method."""
+        return self.incoming.method
+
+    def start(self) -> None:
+        """Find a replica and send the request."""
+        lane = self._lane
+        if self._own:
+            self._use(lane.control)
+            return
+        lane.accounting.begin()
+        self._route = lane.router.begin(self.request_head.key(lane.rule))
+        upstream = lane.router.pick(self._route)
+        if upstream is None:
+            self._wait_for_replica(None)
+        else:
+            self._go(upstream)
+
+    # -- finding a replica -----------------------------------------------------------------------------
+
+    def _go(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.entry.replica = upstream.hostname
+        upstream.acquire()
+        self._use(self._lane.pool(upstream))
+
+    def _use(self, pool: Pool) -> None:
+        connection = pool.take()
+        if connection is not None:
+            self._send_by(connection)
+        else:
+            self._task = self._lane.spawn(self._connect(pool))
+
+    async def _connect(self, pool: Pool) -> None:
+        limit = self._lane.limits.connect_timeout
+        error: UpstreamError
+        try:
+            async with asyncio.timeout(limit):
+                connection = await pool.connect()
+        except TimeoutError:
+            error = UpstreamUnreachableError(f"{pool.name} accepted no connection within {limit:g} s")
+        except OSError as failure:
+            error = UpstreamRefusedError(f"{pool.name} cannot be reached: {failure.strerror or failure}")
+        else:
+            self._task = None
+            if self.over:
+                pool.give_back(connection)
+            else:
+                self._send_by(connection)
+            return
+        self._task = None
+        if not self.over:
+            self.broke(error)
+
+    def _wait_for_replica(self, failure: UpstreamError | None) -> None:
+        self._task = self._lane.spawn(self._waiting(failure))
+
+    async def _waiting(self, failure: UpstreamError | None) -> None:
+        assert self._route is not None  # noqa: S101 - only requests for replicas wait
+        try:
+            upstream = await self._lane.router.wait(self._route)
+        except NoReplicaError as error:
+            self._task = None
+            self._fail(failure or error)
+        else:
+            self._task = None
+            self._go(upstream)
+
+    # -- the request -----------------------------------------------------------------------------------
+
+    def _make_head(self) -> bytes:
+        incoming, head = self.incoming, self.request_head
+        lines = [f"{incoming.method} ".encode(), incoming.target, b" HTTP/1.1\r\n"]
+        headers = to_replica(head.headers, client=head.client, scheme=head.scheme, request_id=head.request_id)
+        for name, value in headers:
+            lines += (name, b": ", value, b"\r\n")
+        if incoming.chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if incoming.upgrade:
+            protocol = first(head.headers, b"upgrade") or b""
+            lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % protocol)
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+    def _send_by(self, connection: UpstreamConnection) -> None:
+        self.up = connection
+        connection.exchange = self
+        parts = [self._head, *(self._replay or ()), *self._outgoing]
+        if self._replay is not None:
+            self._replay += self._outgoing
+        self._outgoing.clear()
+        connection.transport.write(b"".join(parts))
+        if self.incoming.expects_continue and not self.incoming.complete:
+            self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.incoming.expects_continue = False
+        self.request_sent = self.incoming.complete
+        self.client.wait_for_replica()
+        self.client.body_may_come()
+
+    def on_request_body(self, data: bytes) -> None:
+        """A part of the request's body has come."""
+        if self.incoming.chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._pass_on(data)
+
+    def on_request_end(self) -> None:
+        """All of the request has come."""
+        if self.incoming.chunked:
+            trailers = [b"%b: %b\r\n" % trailer for trailer in self.incoming.trailers]
+            self._pass_on(b"".join([b"0\r\n", *trailers, b"\r\n"]))
+        self.request_sent = self.up is not None
+        self.client.wait_for_replica()
+
+    def _pass_on(self, data: bytes) -> None:
+        if self.up is None:
+            self._outgoing.append(data)
+            return
+        if self._replay is not None:
+            self._replay.append(data)
+            if sum(map(len, self._replay)) > REPLAYED:
+                self._replay = None
+        self.up.transport.write(data)
+
+    # -- the answer ------------------------------------------------------------------------------------
+
+    def on_informational(self, status: int, reason: bytes, headers: list[Header]) -> None:
+        """An answer that comes before the answer, such as 103."""
+        if status == 100 or not self.incoming.http_1_1:
+            return
+        head, _ = answer_head(status, reason, headers, method="HEAD", http_1_1=True)
+        self.client.write(bytes(head) + b"\r\n")
+
+    def on_answer(self, status: int, reason: bytes, headers: list[Header]) -> None:
+        """The head of the answer has come."""
+        upstream = self.upstream
+        if upstream is not None:
+            if status < 500:
+                upstream.succeeded()
+            else:
+                upstream.failed()
+        head, framing = answer_head(
+            status, reason, headers, method=self.incoming.method, http_1_1=self.incoming.http_1_1
+        )
+        self.entry.status = status
+        self.answering = True
+        self._framing = framing
+        self._replay = None
+        if status == 101:
+            protocol = first(headers, b"upgrade") or b""
+            self.client.write(bytes(head) + b"connection: upgrade\r\nupgrade: %b\r\n\r\n" % protocol)
+            return
+        names = {name.lower() for name, _ in headers}
+        self.reads_until_close = (
+            framing is not Framing.NONE
+            and b"content-length" not in names
+            and b"transfer-encoding" not in names
+        )
+        self.endless = (first(headers, b"content-type") or b"").startswith(b"text/event-stream")
+        self.client.write_head(head, closes=framing is Framing.CLOSE)
+
+    def on_answer_body(self, data: bytes) -> None:
+        """A part of the answer's body has come."""
+        if self._framing is Framing.CHUNKED:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self.client.write(data)
+        self.client.wait_for_replica()
+
+    def on_trailer(self, name: bytes, value: bytes) -> None:
+        """A header after the body."""
+        self._trailers.append((name, value))
+
+    def on_answer_end(self) -> None:
+        """The answer is complete, and the replica's connection is no longer ours."""
+        self.up = None
+        if self._framing is Framing.CHUNKED:
+            trailers = [b"%b: %b\r\n" % trailer for trailer in self._trailers]
+            self.client.write(b"".join([b"0\r\n", *trailers, b"\r\n"]))
+        self.entry.complete = True
+        self._end()
+        self.client.answered()
+
+    # -- another protocol --------------------------------------------------------------------------------
+
+    def switched(self, data: bytes) -> None:
+        """The replica speaks another protocol from now on: pass everything both ways."""
+        if self.up is None:
+            return
+        self.up.raw = True
+        self.client.switch()
+        if data:
+            self.client.write(data)
+        if self._early:
+            self.up.transport.write(b"".join(self._early))
+            self._early.clear()
+
+    def early_bytes(self, data: bytes) -> None:
+        """What the client has sent beyond its request, before the other protocol has begun."""
+        self._early.append(data)
+
+    def from_replica(self, data: bytes) -> None:
+        """Bytes of another protocol."""
+        self.client.write(data)
+
+    def from_client(self, data: bytes) -> None:
+        """Bytes of another protocol."""
+        if self.up is not None:
+            self.up.transport.write(data)
+
+    def replica_has_no_more(self) -> None:
+        """The replica has closed its half."""
+        self.client.close_half()
+        self._half_closed("replica")
+
+    def client_has_no_more(self) -> None:
+        """The client has closed its half."""
+        if self.up is not None and self.up.transport.can_write_eof():
+            self.up.transport.write_eof()
+        self._half_closed("client")
+
+    def _half_closed(self, side: str) -> None:
+        self._closed_halves.add(side)
+        if len(self._closed_halves) == 2 and self.up is not None:
+            up = self.up
+            up.exchange = None
+            up.transport.close()
+            self.tunnel_ended(None)
+
+    def tunnel_ended(self, error: Exception | None) -> None:
+        """The replica has closed its connection: the client's ends with it."""
+        self.up = None
+        self.entry.complete = error is None
+        self._end()
+        if error is None:
+            self.client.close()
+        else:
+            self.client.abort()
+
+    # -- back-pressure -----------------------------------------------------------------------------------
+
+    def client_must_wait(self, waits: bool) -> None:
+        """The replica takes no more just now, or does again."""
+        self.client.hold_body(waits)
+
+    def replica_must_wait(self, waits: bool) -> None:
+        """The client takes no more just now, or does again."""
+        if self.up is None or self.up.transport.is_closing():
+            return
+        if waits:
+            self.up.transport.pause_reading()
+        else:
+            self.up.transport.resume_reading()
+
+    # -- what goes wrong ---------------------------------------------------------------------------------
+
+    def broke(self, error: UpstreamError) -> None:
+        """The replica has failed: try another, or say so."""
+        self.up = None
+        upstream, self.upstream = self.upstream, None
+        router = self._lane.router
+        if upstream is None or self._route is None:
+            self._fail(error)
+            return
+        at_hand = self._replay is not None
+        goes_on = router.may_go_on(
+            self._route,
+            upstream,
+            error,
+            not self.answering and may_repeat(self.method, error, body_at_hand=at_hand),
+        )
+        upstream.release()
+        if not goes_on:
+            self._fail(error)
+            return
+        another = router.pick(self._route)
+        if another is None:
+            self._wait_for_replica(error)
+        else:
+            self._go(another)
+
+    def out_of_patience(self) -> None:
+        """The replica has been silent for too long."""
+        limit = self._lane.limits.response_timeout
+        if self.up is not None:
+            self.up.failed(UpstreamTimeoutError(f"{self.up.pool.name} did not answer within {limit:g} s"))
+
+    def abandon(self) -> None:
+        """The client has gone."""
+        if self.over:
+            return
+        if self._task is not None:
+            self._task.cancel()
+        if self.up is not None:
+            self.up.exchange = None
+            self.up.transport.abort()
+            self.up = None
+        self._end()
+
+    def _fail(self, error: LoadBalancerError) -> None:
+        log_failure(self.request_head, error)
+        client = self.client
+        if self.answering:
+            # The answer stays unfinished: the connection breaks, and the client knows.
+            self._end()
+            client.abort()
+            return
+        self.entry.status = error.status
+        closes = not self.incoming.complete or not client.keeps
+        client.write(own_answer(answer(error), close=closes, head_only=self.method == "HEAD"))
+        self._end()
+        client.answered(close=closes)
+
+    def _end(self) -> None:
+        if self.over:
+            return
+        self.over = True
+        if self.upstream is not None:
+            self.upstream.release()
+            self.upstream = None
+        if not self._own:
+            self._lane.accounting.end(self.request_head, self.entry, self._lane.clock() - self._began)

@@ -1,0 +1,165 @@
+"""The fast lane: listens, and keeps what its connections share.
+
+It takes the place of Hypercorn and of the ASGI lane on the port of the clients. Requests for the load
+balancer's own paths go on to the Quart application, which Hypercorn serves on a private Unix socket, as
+to just another upstream. There is no task, no timer and no lock for a request: deadlines are swept.
+"""
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+from loadbalancer.proxy.accounting import Accounting
+from loadbalancer.proxy.fast.client import ClientConnection
+from loadbalancer.proxy.fast.limits import Limits
+from loadbalancer.proxy.fast.upstream import Pool
+from loadbalancer.proxy.retry import RetryBudget
+from loadbalancer.proxy.routing import Router
+from loadbalancer.routing.keys import KeyRule
+from loadbalancer.routing.snapshot import SnapshotSource
+from loadbalancer.routing.upstream import Upstream
+from loadbalancer.settings import Settings
+
+KEPT_ALIVE = 1.5
+"""Seconds an idle connection to a replica is kept: less than servers commonly do (Hypercorn and Node 5 s),
+so that a request rarely meets one that the replica is just closing."""
+
+BACKLOG = 4096
+"""Connections that the kernel may hold for us while we are busy: a burst of thousands must not be refused."""
+
+
+class FastLane:
+    """Serves clients; used inside `async with`.
+
+    Args:
+        source: Publishes the snapshots that requests go by.
+        settings: Time-outs, what is hashed, and how long requests may wait for a replica.
+        accounting: Where requests are counted and logged.
+        control: Path of the Unix socket on which the load balancer's own pages are served.
+        rng: Source of made-up request ids.
+    """
+
+    def __init__(
+        self,
+        source: SnapshotSource,
+        settings: Settings,
+        accounting: Accounting,
+        control: str,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.limits = Limits(
+            idle_timeout=settings.idle_timeout,
+            response_timeout=settings.response_timeout,
+            connect_timeout=settings.connect_timeout,
+        )
+        self.rng = rng or random.Random()
+        self.rule = KeyRule.parse(settings.hash_on)
+        self.router = Router(source, RetryBudget(time.monotonic), settings.queue_timeout, settings.queue_size)
+        self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE)
+        self.clock = time.perf_counter
+        self.now = 0.0
+        """The loop's time at the last sweep: what deadlines are reckoned from."""
+        self.closing = False
+        self.accounting = accounting
+        self._pools: dict[Upstream, Pool] = {}
+        self._clients: set[ClientConnection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._empty = asyncio.Event()
+        shortest = min(settings.idle_timeout, settings.response_timeout, self.limits.head_timeout)
+        self._sweep_every = min(max(shortest / 10, 0.02), 1.0)
+
+    async def __aenter__(self) -> Self:
+        self.now = asyncio.get_running_loop().time()
+        self._sweeper = asyncio.create_task(self._sweep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for client in tuple(self._clients):
+            client.abort()
+        for pool in (*self._pools.values(), self.control):
+            pool.close()
+        tasks = [self._sweeper, *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Take connections.
+
+        Args:
+            listener: A bound socket.
+        """
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: ClientConnection(self), sock=listener, backlog=BACKLOG
+        )
+
+    async def drain(self, patience: float) -> None:
+        """Take no more connections, let requests in flight end, and return when all have.
+
+        Args:
+            patience: Seconds after which the rest is left to `async with` to cut off.
+        """
+        self.closing = True
+        if self._server is not None:
+            self._server.close()
+        for client in tuple(self._clients):
+            client.close_when_idle()
+        if self._clients:
+            try:
+                async with asyncio.timeout(patience):
+                    await self._empty.wait()
+            except TimeoutError:
+                return
+
+    # -- for connections and exchanges -----------------------------------------------------------------
+
+    def admit(self, client: ClientConnection) -> bool:
+        """Count a new connection; say whether there is room for it."""
+        if self.closing or (self.limits.connections and len(self._clients) >= self.limits.connections):
+            return False
+        self._clients.add(client)
+        self._empty.clear()
+        return True
+
+    def forget(self, client: ClientConnection) -> None:
+        """It has ended."""
+        self._clients.discard(client)
+        if not self._clients:
+            self._empty.set()
+
+    def pool(self, upstream: Upstream) -> Pool:
+        """The connections to a replica, which go when it goes."""
+        pool = self._pools.get(upstream)
+        if pool is None:
+            pool = self._pools[upstream] = Pool(upstream.hostname, upstream.host, upstream.port, KEPT_ALIVE)
+            upstream.on_retired.append(lambda: self._let_go(upstream))
+        return pool
+
+    def _let_go(self, upstream: Upstream) -> None:
+        if (pool := self._pools.pop(upstream, None)) is not None:
+            pool.close()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run what has to wait in a task of the lane's."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._sweep_every)
+            self.now = now = loop.time()
+            for client in [client for client in self._clients if client.deadline < now]:
+                client.expired()
+            for pool in (*self._pools.values(), self.control):
+                pool.sweep(now)

@@ -1,0 +1,259 @@
+"""The replica's side: connections that are kept, and the answers that come over them."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import httptools
+
+from loadbalancer.errors import UpstreamClosedError, UpstreamError
+from loadbalancer.proxy.headers import Header
+
+if TYPE_CHECKING:
+    from loadbalancer.proxy.fast.exchange import Exchange
+
+MAX_HEAD = 64 * 1024
+"""Bytes of an answer's line and headers together."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """A connection to a replica. It serves one exchange at a time and is idle between two.
+
+    Args:
+        pool: Where it belongs.
+    """
+
+    __slots__ = (
+        "_ended",
+        "_fed",
+        "_headers",
+        "_in_body",
+        "_parser",
+        "_reason",
+        "exchange",
+        "idle_since",
+        "pool",
+        "raw",
+        "transport",
+        "used",
+    )
+
+    def __init__(self, pool: "Pool") -> None:
+        self.pool = pool
+        self.transport: asyncio.Transport
+        self.exchange: Exchange | None = None
+        self.used = False
+        """Whether it has carried a whole exchange before: then its end may just be the replica tidying up."""
+        self.raw = False
+        """Whether another protocol is spoken over it now."""
+        self.idle_since = 0.0
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: list[Header] = []
+        self._reason = b""
+        self._fed = 0
+        self._in_body = False
+        self._ended = False
+
+    # -- asyncio.Protocol ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            self.transport.abort()  # nobody has asked for anything
+            return
+        if self.raw:
+            exchange.from_replica(data)
+            return
+        if not self._in_body:
+            self._fed += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ended = False
+            exchange.switched(data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            self.failed(cause if isinstance(cause, UpstreamError) else UpstreamError(f"failed: {cause!r}"))
+        except httptools.HttpParserError:
+            self.failed(UpstreamError(f"{self.pool.name} answered something that is not HTTP"))
+        else:
+            if not self._in_body and self._fed > MAX_HEAD:
+                self.failed(
+                    UpstreamError(f"{self.pool.name} answered with a head of more than {MAX_HEAD} bytes")
+                )
+        if self._ended:
+            self._finish()
+
+    def eof_received(self) -> bool:
+        if self.raw and self.exchange is not None:
+            self.exchange.replica_has_no_more()
+            return True
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.pool.forget(self)
+        exchange = self.exchange
+        if exchange is None:
+            return
+        if exchange.reads_until_close and error is None:
+            self._ended = True
+            self._finish()
+            return
+        self.exchange = None
+        if self.raw:
+            exchange.tunnel_ended(error)
+            return
+        why = getattr(error, "strerror", None) or "it ended"
+        name = self.pool.name
+        if exchange.answering:
+            exchange.broke(UpstreamError(f"{name} broke off in the middle of its answer"))
+        else:
+            exchange.broke(UpstreamClosedError(f"{name} broke the connection before it had answered: {why}"))
+
+    def pause_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.client_must_wait(True)
+
+    def resume_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.client_must_wait(False)
+
+    # -- httptools ----------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._headers = []
+        self._reason = b""
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:
+            if self.exchange is not None:
+                self.exchange.on_trailer(name, value)
+        else:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        exchange, parser = self.exchange, self._parser
+        if exchange is None:
+            return
+        status = parser.get_status_code()
+        if status < 200 and status != 101:
+            exchange.on_informational(status, self._reason, self._headers)
+            self._fed = 0
+            return
+        self._in_body = True
+        exchange.on_answer(status, self._reason, self._headers)
+        if exchange.method == "HEAD" and status != 101:
+            # llhttp does not know that it was asked with HEAD, and would wait for a body.
+            self._ended = True
+            exchange.keep_upstream = parser.should_keep_alive()
+            self._parser = httptools.HttpResponseParser(self)
+
+    def on_body(self, data: bytes) -> None:
+        if self._ended:
+            if self.exchange is not None:
+                self.exchange.keep_upstream = False  # a body where there is none to be
+        elif self.exchange is not None:
+            self.exchange.on_answer_body(data)
+
+    def on_message_complete(self) -> None:
+        if not self._in_body or self._ended:
+            return  # an informational answer
+        self._ended = True
+        if self.exchange is not None:
+            self.exchange.keep_upstream = self._parser.should_keep_alive()
+
+    # -- within --------------------------------------------------------------------------------------
+
+    def failed(self, error: UpstreamError) -> None:
+        """The answer makes no sense, or comes too late: the connection is of no use any more."""
+        exchange, self.exchange = self.exchange, None
+        self._ended = False
+        self.transport.abort()
+        if exchange is not None:
+            exchange.broke(error)
+
+    def _finish(self) -> None:
+        """The answer is complete: the connection is free, or ends."""
+        exchange, self.exchange = self.exchange, None
+        self._ended = self._in_body = False
+        self._fed = 0
+        self.used = True
+        if exchange is None:
+            return
+        if exchange.keep_upstream and exchange.request_sent and not self.transport.is_closing():
+            self.transport.resume_reading()
+            self.pool.give_back(self)
+        else:
+            self.transport.close()
+        exchange.on_answer_end()
+
+
+class Pool:
+    """The connections to one replica.
+
+    Args:
+        name: Of the replica, for messages.
+        host: Address, or the path of a Unix socket.
+        port: Port; 0 for a Unix socket.
+        kept: Seconds an idle connection is kept.
+    """
+
+    def __init__(self, name: str, host: str, port: int, kept: float) -> None:
+        self.name = name
+        self._host = host
+        self._port = port
+        self._kept = kept
+        self._idle: list[UpstreamConnection] = []
+        self._closed = False
+
+    def take(self) -> UpstreamConnection | None:
+        """The idle connection that was used last, or None."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.transport.is_closing():
+                return connection
+        return None
+
+    async def connect(self) -> UpstreamConnection:
+        """Make a new connection.
+
+        Raises:
+            OSError: The replica refuses.
+        """
+        loop = asyncio.get_running_loop()
+        if self._port:
+            _, connection = await loop.create_connection(
+                lambda: UpstreamConnection(self), self._host, self._port
+            )
+        else:
+            _, connection = await loop.create_unix_connection(lambda: UpstreamConnection(self), self._host)
+        return connection
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """Keep a connection for another exchange."""
+        if self._closed:
+            connection.transport.close()
+            return
+        connection.idle_since = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """It has ended."""
+        if connection.exchange is None and connection in self._idle:
+            self._idle.remove(connection)
+
+    def sweep(self, now: float) -> None:
+        """Close what has been idle for too long; the list is in the order of use."""
+        while self._idle and now - self._idle[0].idle_since > self._kept:
+            self._idle.pop(0).transport.close()
+
+    def close(self) -> None:
+        """Close what is idle, and keep nothing any more."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().transport.close()
