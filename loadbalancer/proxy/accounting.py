@@ -1,7 +1,7 @@
 """Keeping the books of requests: metrics, and the access log if it is wanted. Shared by all lanes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,17 +42,18 @@ class Accounting:
         """Count a request that has come."""
         self._metrics.in_flight += 1
 
-    def end(self, head: RequestHead, entry: Entry, seconds: float) -> None:
+    def end(self, describe: Callable[[], RequestHead], entry: Entry, seconds: float) -> None:
         """Count and log a request that has ended.
 
         Args:
-            head: The request.
+            describe: Says what was asked for, if that is to be logged.
             entry: What became of it.
             seconds: How long it took.
         """
         self._metrics.in_flight -= 1
         self._metrics.count(entry.replica, entry.status, seconds)
         if self._access_log:
+            head = describe()
             _log.info(
                 "request",
                 method=head.method,
@@ -78,4 +79,4 @@ class Accounting:
         try:
             yield entry
         finally:
-            self.end(head, entry, time.perf_counter() - began)
+            self.end(lambda: head, entry, time.perf_counter() - began)

@@ -76,4 +76,13 @@ def request_id(headers: list[Header], rng: random.Random) -> str:
         rng: Source of made-up ids.
     """
     given = first(headers, b"x-request-id")
-    return given.decode("latin-1") if given else f"{rng.getrandbits(128):032x}"
+    return given.decode("latin-1") if given else new_request_id(rng)
+
+
+def new_request_id(rng: random.Random) -> str:
+    """A random id of 128 bits.
+
+    Args:
+        rng: Where from.
+    """
+    return f"{rng.getrandbits(128):032x}"

@@ -1,11 +1,12 @@
 """Writing answers: how a replica's answer is framed for the client that gets it (RFC 9112, section 6)."""
 
+from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
 
 from loadbalancer.errors import Answer, UpstreamError
 from loadbalancer.proxy.client import encode
-from loadbalancer.proxy.headers import HOP_BY_HOP, Header
+from loadbalancer.proxy.headers import HOP_BY_HOP, Header, named_by
 
 
 class Framing(Enum):
@@ -25,13 +26,66 @@ NO_BODY = frozenset({204, 304})
 
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
-_STANDARD_TOKENS = frozenset({b"keep-alive", b"close", b"upgrade", b""})
+
+class _Role(Enum):
+    """What an answer's header is to the proxy, when it is more than something to pass on."""
+
+    DROPPED = auto()
+    CHUNKED = auto()
+    CONNECTION = auto()
+    LENGTH = auto()
+    TYPE = auto()
+
+
+_IN_ANSWERS = {
+    **dict.fromkeys(HOP_BY_HOP, _Role.DROPPED),
+    b"transfer-encoding": _Role.CHUNKED,
+    b"connection": _Role.CONNECTION,
+    b"content-length": _Role.LENGTH,
+    b"content-type": _Role.TYPE,
+}
+
+
+@dataclass(slots=True)
+class AnswerHead:
+    """The head of an answer, as the client gets it.
+
+    Args:
+        lines: The status line and the headers, without what the connection adds.
+        framing: Where the body ends, for the client.
+        until_close: Whether the replica shows the end of the body by closing.
+        endless: Whether it is a stream of events, which may be silent for as long as it likes.
+    """
+
+    lines: list[bytes]
+    framing: Framing
+    until_close: bool
+    endless: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAnswer:
+    """What the head of an answer means, when it and its body come in one packet.
+
+    Replicas give the same few heads again and again, so each is read once.
+
+    Args:
+        status: Of the answer.
+        head: As the client gets it, without what the connection adds.
+        length: Bytes of the body.
+        keep_alive: Whether the replica's connection goes on.
+    """
+
+    status: int
+    head: bytes
+    length: int
+    keep_alive: bool
 
 
 def answer_head(
     status: int, reason: bytes, headers: list[Header], *, method: str, http_1_1: bool
-) -> tuple[bytearray, Framing]:
-    """The head of an answer as far as it is known before the connection's own headers.
+) -> AnswerHead:
+    """Read a replica's answer for a client.
 
     Args:
         status: The replica's.
@@ -40,47 +94,40 @@ def answer_head(
         method: Of the request: the answer to HEAD has no body.
         http_1_1: Whether the client knows chunks.
 
-    Returns:
-        The head without its end, and how the body is framed for the client.
-
     Raises:
         UpstreamError: The answer's own framing makes no sense.
     """
-    head = bytearray(b"HTTP/1.1 %d %b\r\n" % (status, reason))
-    chunked = length = False
-    tokens: frozenset[bytes] = frozenset()
-    for name, value in headers:
-        lower = name.lower()
-        if lower in HOP_BY_HOP:
-            if lower == b"transfer-encoding":
-                if chunked or value.strip().lower() != b"chunked":
-                    raise UpstreamError("the replica answered in a Transfer-Encoding that is unknown")
-                chunked = True
-            elif lower == b"connection":
-                tokens |= frozenset(token.strip().lower() for token in value.split(b","))
-            continue
-        if lower == b"content-length":
+    lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+    chunked = length = endless = False
+    named: frozenset[bytes] = frozenset()
+    for header in headers:
+        role = _IN_ANSWERS.get(header[0].lower())
+        if role is None:
+            lines.append(b"%b: %b\r\n" % header)
+        elif role is _Role.LENGTH:
             length = True
-        head += b"%b: %b\r\n" % (name, value)
-    if tokens - _STANDARD_TOKENS:
-        kept = [(n, v) for n, v in headers if n.lower() not in tokens or n.lower() == b"content-length"]
-        return answer_head(
-            status,
-            reason,
-            [(n, v) for n, v in kept if n.lower() != b"connection"],
-            method=method,
-            http_1_1=http_1_1,
-        )
+            lines.append(b"%b: %b\r\n" % header)
+        elif role is _Role.TYPE:
+            endless = header[1].startswith(b"text/event-stream")
+            lines.append(b"%b: %b\r\n" % header)
+        elif role is _Role.CHUNKED:
+            if chunked or header[1].strip().lower() != b"chunked":
+                raise UpstreamError("the replica answered in a Transfer-Encoding that is unknown")
+            chunked = True
+        elif role is _Role.CONNECTION:
+            named |= named_by(header[1])
+    if named:
+        lines[1:] = [line for line in lines[1:] if line.partition(b":")[0].lower() not in named]
     if method == "HEAD" or status in NO_BODY:
-        return head, Framing.NONE
-    if length and chunked:
-        raise UpstreamError("the replica gave its answer both a length and chunks")
+        return AnswerHead(lines, Framing.NONE, until_close=False, endless=False)
     if length:
-        return head, Framing.LENGTH
+        if chunked:
+            raise UpstreamError("the replica gave its answer both a length and chunks")
+        return AnswerHead(lines, Framing.LENGTH, until_close=False, endless=endless)
     if not http_1_1:
-        return head, Framing.CLOSE
-    head += b"transfer-encoding: chunked\r\n"
-    return head, Framing.CHUNKED
+        return AnswerHead(lines, Framing.CLOSE, until_close=not chunked, endless=endless)
+    lines.append(b"transfer-encoding: chunked\r\n")
+    return AnswerHead(lines, Framing.CHUNKED, until_close=not chunked, endless=endless)
 
 
 def own_answer(answer: Answer, *, close: bool, head_only: bool) -> bytes:

@@ -14,7 +14,6 @@ from loadbalancer.errors import (
     LoadBalancerError,
     answer,
 )
-from loadbalancer.proxy.dispatcher import is_own_target
 from loadbalancer.proxy.fast.answering import own_answer
 from loadbalancer.proxy.fast.exchange import Exchange
 from loadbalancer.proxy.fast.incoming import Incoming, read_head
@@ -22,6 +21,9 @@ from loadbalancer.proxy.headers import Header
 
 if TYPE_CHECKING:
     from loadbalancer.proxy.fast.lane import FastLane
+
+KNOWN_HEAD = 2048
+"""Bytes of the longest request that is known again."""
 
 LINGER = 5.0
 """Seconds that the rest of a request may still come after it has been answered."""
@@ -38,11 +40,16 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body_held",
+        "_corked",
         "_exchange",
         "_fed",
         "_headers",
         "_in_body",
+        "_last",
+        "_messages",
+        "_outgoing",
         "_parser",
+        "_paused",
         "_reading",
         "_refused",
         "_switched",
@@ -51,6 +58,7 @@ class ClientConnection(asyncio.Protocol):
         "_waits_for_client",
         "_write_held",
         "address",
+        "address_bytes",
         "deadline",
         "keeps",
         "lane",
@@ -62,6 +70,7 @@ class ClientConnection(asyncio.Protocol):
         self.lane = lane
         self.transport: asyncio.Transport
         self.address = ""
+        self.address_bytes = b""
         self.scheme = "http"
         self.deadline = math.inf
         self.keeps = True
@@ -79,6 +88,11 @@ class ClientConnection(asyncio.Protocol):
         self._body_held = False
         self._write_held = False
         self._waits_for_client = True
+        self._corked = False
+        self._outgoing: list[bytes] = []
+        self._paused = False
+        self._messages = 0
+        self._last: Incoming | None = None
 
     # -- asyncio.Protocol ---------------------------------------------------------------------------
 
@@ -89,6 +103,7 @@ class ClientConnection(asyncio.Protocol):
             return
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) else ""
+        self.address_bytes = self.address.encode()
         self.deadline = self.lane.now + self.lane.limits.idle_timeout
 
     def data_received(self, data: bytes) -> None:
@@ -99,9 +114,15 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._refused:
             return  # what comes after nonsense has no meaning
+        boundary = exchange is None and not self._fed and not self._in_body
+        if boundary:
+            known = self.lane.known.get(data)
+            if known is not None:
+                self._begin(known)
+                return
+            self.deadline = self.lane.now + self.lane.limits.head_timeout
+            self._messages = 0
         if not self._in_body:
-            if self._fed == 0 and exchange is None:
-                self.deadline = self.lane.now + self.lane.limits.head_timeout
             self._fed += len(data)
         try:
             self._parser.feed_data(data)
@@ -117,6 +138,8 @@ class ClientConnection(asyncio.Protocol):
         else:
             if not self._in_body and self._fed > self.lane.limits.head:
                 self._refuse(HeadTooLargeError(f"the head is longer than {self.lane.limits.head} bytes"))
+        if boundary and self._messages == 1 and not self._fed:
+            self._remember(data)
         self._regulate()
 
     def eof_received(self) -> bool:
@@ -173,6 +196,7 @@ class ClientConnection(asyncio.Protocol):
             parser.get_http_version(),
             self._headers,
             self.lane.limits,
+            scheme=self.scheme.encode(),
             keep_alive=parser.should_keep_alive(),
             upgrade=parser.should_upgrade(),
         )
@@ -196,22 +220,31 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         incoming, exchange = self._reading, self._exchange
-        self._reading = None
+        self._last, self._reading = incoming, None
         self._in_body = False
         self._fed = 0
         if incoming is None:
             return
         incoming.complete = True
+        self._messages += 1
         if exchange is not None and exchange.incoming is incoming:
             exchange.on_request_end()
         elif exchange is None and not self._waiting:
             self._next()  # the rest of a request that was answered before it had come
 
+    def _remember(self, data: bytes) -> None:
+        """Know this request again, if it is no more than a head: clients often send the same one."""
+        incoming = self._last
+        if incoming is None or len(data) > KNOWN_HEAD:
+            return
+        if not (incoming.chunked or incoming.length or incoming.expects_continue or incoming.upgrade):
+            self.lane.remember(data, incoming)
+
     # -- requests -----------------------------------------------------------------------------------
 
     def _begin(self, incoming: Incoming) -> None:
         self.keeps = incoming.keep_alive and not incoming.upgrade and not self.lane.closing
-        self._exchange = exchange = Exchange(self, incoming, own=is_own_target(incoming.target))
+        self._exchange = exchange = Exchange(self, incoming)
         exchange.start()
         if not incoming.complete:
             self.deadline = self.lane.now + self.lane.limits.idle_timeout
@@ -219,6 +252,8 @@ class ClientConnection(asyncio.Protocol):
 
     def answered(self, *, close: bool = False) -> None:
         """The present request has been answered: go on with the next, or end."""
+        if self._corked:
+            self.uncork()
         exchange, self._exchange = self._exchange, None
         if close or not self.keeps or self.transport.is_closing():
             self.transport.close()
@@ -234,6 +269,10 @@ class ClientConnection(asyncio.Protocol):
         """Take up the next request that waits, or wait for one."""
         self.deadline = self.lane.now + self.lane.limits.idle_timeout
         self._waits_for_client = True
+        if not self._waiting:
+            if self._paused:
+                self._regulate()
+            return
         while self._waiting and self._exchange is None:
             upcoming = self._waiting.popleft()
             if isinstance(upcoming, LoadBalancerError):
@@ -279,22 +318,45 @@ class ClientConnection(asyncio.Protocol):
 
     # -- the answer, as the exchange writes it -----------------------------------------------------------
 
-    def write_head(self, head: bytearray, *, closes: bool) -> None:
+    def write_head(self, lines: list[bytes], *, closes: bool) -> None:
         """Write the head of an answer, and say what becomes of the connection."""
+        if closes:
+            self.keeps = False
+        self.write(b"".join([*lines, self._connection_lines()]))
+
+    def write_whole(self, head: bytes, body: bytes) -> None:
+        """Write a whole answer."""
+        self.transport.write(b"%b%b%b" % (head, self._connection_lines(), body))
+
+    def _connection_lines(self) -> bytes:
+        """The end of a head: what is said of the connection, and an empty line."""
         exchange = self._exchange
-        if self.lane.closing or closes:
+        if self.lane.closing:
             self.keeps = False
         if not self.keeps:
-            head += b"connection: close\r\n"
-        elif exchange is not None and not exchange.incoming.http_1_1:
-            head += b"connection: keep-alive\r\n"
-        head += b"\r\n"
-        self.transport.write(bytes(head))
+            return b"connection: close\r\n\r\n"
+        if exchange is not None and not exchange.incoming.http_1_1:
+            return b"connection: keep-alive\r\n\r\n"
+        return b"\r\n"
 
     def write(self, data: bytes) -> None:
         """Write a part of an answer."""
-        if not self.transport.is_closing():
+        if self._corked:
+            self._outgoing.append(data)
+        elif not self.transport.is_closing():
             self.transport.write(data)
+
+    def cork(self) -> None:
+        """Collect what is written, until `uncork`."""
+        self._corked = True
+
+    def uncork(self) -> None:
+        """Send what was collected."""
+        self._corked = False
+        if self._outgoing:
+            data = self._outgoing[0] if len(self._outgoing) == 1 else b"".join(self._outgoing)
+            self._outgoing.clear()
+            self.write(data)
 
     def switch(self) -> None:
         """Another protocol is spoken from now on."""
@@ -310,6 +372,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """End when everything is written."""
+        self.uncork()
         self.transport.close()
 
     def abort(self) -> None:
@@ -364,10 +427,13 @@ class ClientConnection(asyncio.Protocol):
             return
         exchange = self._exchange
         unsent = exchange is not None and not exchange.incoming.complete and exchange.up is None
-        if self._waiting or self._body_held or unsent:
-            self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
+        pause = bool(self._waiting or self._body_held or unsent)
+        if pause is not self._paused:
+            self._paused = pause
+            if pause:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
 
     def close_when_idle(self) -> None:
         """The lane closes: end now if nothing is in flight, else after the present answer."""

@@ -17,11 +17,11 @@ from loadbalancer.errors import (
     answer,
 )
 from loadbalancer.proxy.accounting import Entry
-from loadbalancer.proxy.fast.answering import Framing, answer_head, own_answer
+from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer, answer_head, own_answer
 from loadbalancer.proxy.fast.incoming import Incoming
 from loadbalancer.proxy.fast.upstream import Pool, UpstreamConnection
-from loadbalancer.proxy.headers import Header, first, to_replica
-from loadbalancer.proxy.request import RequestHead, log_failure, request_id
+from loadbalancer.proxy.headers import Header, first
+from loadbalancer.proxy.request import RequestHead, log_failure, new_request_id
 from loadbalancer.proxy.retry import may_repeat
 from loadbalancer.proxy.routing import Route
 from loadbalancer.routing.upstream import Upstream
@@ -43,17 +43,17 @@ class Exchange:
 
     __slots__ = (
         "_began",
-        "_closed_halves",
         "_early",
         "_framing",
-        "_head",
+        "_half_closed",
+        "_id",
         "_lane",
         "_outgoing",
-        "_own",
         "_replay",
         "_route",
         "_task",
         "_trailers",
+        "answer_head",
         "answering",
         "client",
         "endless",
@@ -62,24 +62,15 @@ class Exchange:
         "keep_upstream",
         "over",
         "reads_until_close",
-        "request_head",
         "request_sent",
         "up",
         "upstream",
     )
 
-    def __init__(self, client: "ClientConnection", incoming: Incoming, *, own: bool) -> None:
+    def __init__(self, client: "ClientConnection", incoming: Incoming) -> None:
         lane = client.lane
         self.client = client
         self.incoming = incoming
-        self.request_head = RequestHead.from_target(
-            incoming.method,
-            incoming.target,
-            incoming.headers,
-            client.address,
-            client.scheme,
-            request_id(incoming.headers, lane.rng),
-        )
         self.up: UpstreamConnection | None = None
         self.upstream: Upstream | None = None
         self.entry = Entry()
@@ -91,16 +82,16 @@ class Exchange:
         self.request_sent = False
         self._began = lane.clock()
         self._lane = lane
-        self._own = own
         self._route: Route | None = None
         self._task: asyncio.Task[None] | None = None
         self._framing = Framing.NONE
-        self._trailers: list[Header] = []
-        self._early: list[bytes] = []
-        self._closed_halves: set[str] = set()
+        self.answer_head: AnswerHead | None = None
+        self._trailers: list[Header] | None = None
+        self._early: list[bytes] | None = None
+        self._half_closed = False
         self._outgoing: list[bytes] = []
         self._replay: list[bytes] | None = []
-        self._head = self._make_head()
+        self._id = incoming.given_id or new_request_id(lane.rng)
 
     @property
     def method(self) -> str:
@@ -110,11 +101,12 @@ class Exchange:
     def start(self) -> None:
         """Find a replica and send the request."""
         lane = self._lane
-        if self._own:
+        if self.incoming.own:
             self._use(lane.control)
             return
         lane.accounting.begin()
-        self._route = lane.router.begin(self.request_head.key(lane.rule))
+        by_id = lane.rule.source == "request-id"
+        self._route = lane.router.begin(self._id if by_id else self.request_head().key(lane.rule))
         upstream = lane.router.pick(self._route)
         if upstream is None:
             self._wait_for_replica(None)
@@ -173,34 +165,42 @@ class Exchange:
 
     # -- the request -----------------------------------------------------------------------------------
 
-    def _make_head(self) -> bytes:
-        incoming, head = self.incoming, self.request_head
-        lines = [f"{incoming.method} ".encode(), incoming.target, b" HTTP/1.1\r\n"]
-        headers = to_replica(head.headers, client=head.client, scheme=head.scheme, request_id=head.request_id)
-        for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
-        if incoming.chunked:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        if incoming.upgrade:
-            protocol = first(head.headers, b"upgrade") or b""
-            lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % protocol)
-        lines.append(b"\r\n")
-        return b"".join(lines)
+    def request_head(self) -> RequestHead:
+        """The request, as keys and logs want it."""
+        incoming, client = self.incoming, self.client
+        return RequestHead.from_target(
+            incoming.method, incoming.target, incoming.headers, client.address, client.scheme, self._id
+        )
+
+    def _head(self) -> bytes:
+        incoming, address = self.incoming, self.client.address_bytes
+        if incoming.given_id:
+            return b"%bx-forwarded-for: %b%b\r\n\r\n" % (incoming.outgoing, incoming.hops, address)
+        return b"%bx-forwarded-for: %b%b\r\nx-request-id: %b\r\n\r\n" % (
+            incoming.outgoing,
+            incoming.hops,
+            address,
+            self._id.encode(),
+        )
 
     def _send_by(self, connection: UpstreamConnection) -> None:
         self.up = connection
         connection.exchange = self
-        parts = [self._head, *(self._replay or ()), *self._outgoing]
-        if self._replay is not None:
-            self._replay += self._outgoing
-        self._outgoing.clear()
-        connection.transport.write(b"".join(parts))
+        if self._outgoing or self._replay:
+            parts = [self._head(), *(self._replay or ()), *self._outgoing]
+            if self._replay is not None:
+                self._replay += self._outgoing
+            self._outgoing.clear()
+            connection.transport.write(b"".join(parts))
+        else:
+            connection.transport.write(self._head())
         if self.incoming.expects_continue and not self.incoming.complete:
             self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.incoming.expects_continue = False
         self.request_sent = self.incoming.complete
         self.client.wait_for_replica()
-        self.client.body_may_come()
+        if not self.request_sent:
+            self.client.body_may_come()
 
     def on_request_body(self, data: bytes) -> None:
         """A part of the request's body has come."""
@@ -232,8 +232,8 @@ class Exchange:
         """An answer that comes before the answer, such as 103."""
         if status == 100 or not self.incoming.http_1_1:
             return
-        head, _ = answer_head(status, reason, headers, method="HEAD", http_1_1=True)
-        self.client.write(bytes(head) + b"\r\n")
+        head = answer_head(status, reason, headers, method="HEAD", http_1_1=True)
+        self.client.write(b"".join([*head.lines, b"\r\n"]))
 
     def on_answer(self, status: int, reason: bytes, headers: list[Header]) -> None:
         """The head of the answer has come."""
@@ -243,25 +243,35 @@ class Exchange:
                 upstream.succeeded()
             else:
                 upstream.failed()
-        head, framing = answer_head(
+        head = answer_head(
             status, reason, headers, method=self.incoming.method, http_1_1=self.incoming.http_1_1
         )
         self.entry.status = status
         self.answering = True
-        self._framing = framing
+        self._framing = head.framing
+        self.answer_head = head
         self._replay = None
         if status == 101:
             protocol = first(headers, b"upgrade") or b""
-            self.client.write(bytes(head) + b"connection: upgrade\r\nupgrade: %b\r\n\r\n" % protocol)
+            head.lines.append(b"connection: upgrade\r\nupgrade: %b\r\n\r\n" % protocol)
+            self.client.write(b"".join(head.lines))
             return
-        names = {name.lower() for name, _ in headers}
-        self.reads_until_close = (
-            framing is not Framing.NONE
-            and b"content-length" not in names
-            and b"transfer-encoding" not in names
-        )
-        self.endless = (first(headers, b"content-type") or b"").startswith(b"text/event-stream")
-        self.client.write_head(head, closes=framing is Framing.CLOSE)
+        self.reads_until_close = head.until_close
+        self.endless = head.endless
+        self.client.write_head(head.lines, closes=head.framing is Framing.CLOSE)
+
+    def on_whole_answer(self, answer: KnownAnswer, body: bytes) -> None:
+        """A whole answer has come, with a head that has been read before."""
+        upstream = self.upstream
+        if upstream is not None:
+            if answer.status < 500:
+                upstream.succeeded()
+            else:
+                upstream.failed()
+        self.entry.status = answer.status
+        self.entry.complete = True
+        self.keep_upstream = answer.keep_alive
+        self.client.write_whole(answer.head, body)
 
     def on_answer_body(self, data: bytes) -> None:
         """A part of the answer's body has come."""
@@ -272,15 +282,22 @@ class Exchange:
 
     def on_trailer(self, name: bytes, value: bytes) -> None:
         """A header after the body."""
+        if self._trailers is None:
+            self._trailers = []
         self._trailers.append((name, value))
 
     def on_answer_end(self) -> None:
         """The answer is complete, and the replica's connection is no longer ours."""
         self.up = None
         if self._framing is Framing.CHUNKED:
-            trailers = [b"%b: %b\r\n" % trailer for trailer in self._trailers]
+            trailers = [b"%b: %b\r\n" % trailer for trailer in self._trailers or ()]
             self.client.write(b"".join([b"0\r\n", *trailers, b"\r\n"]))
         self.entry.complete = True
+        self.done()
+
+    def done(self) -> None:
+        """All is written, and the replica's connection is no longer ours."""
+        self.up = None
         self._end()
         self.client.answered()
 
@@ -296,11 +313,10 @@ class Exchange:
             self.client.write(data)
         if self._early:
             self.up.transport.write(b"".join(self._early))
-            self._early.clear()
 
     def early_bytes(self, data: bytes) -> None:
         """What the client has sent beyond its request, before the other protocol has begun."""
-        self._early.append(data)
+        self._early = [*(self._early or ()), data]
 
     def from_replica(self, data: bytes) -> None:
         """Bytes of another protocol."""
@@ -314,17 +330,18 @@ class Exchange:
     def replica_has_no_more(self) -> None:
         """The replica has closed its half."""
         self.client.close_half()
-        self._half_closed("replica")
+        self._close_half()
 
     def client_has_no_more(self) -> None:
         """The client has closed its half."""
         if self.up is not None and self.up.transport.can_write_eof():
             self.up.transport.write_eof()
-        self._half_closed("client")
+        self._close_half()
 
-    def _half_closed(self, side: str) -> None:
-        self._closed_halves.add(side)
-        if len(self._closed_halves) == 2 and self.up is not None:
+    def _close_half(self) -> None:
+        if not self._half_closed:
+            self._half_closed = True
+        elif self.up is not None:
             up = self.up
             up.exchange = None
             up.transport.close()
@@ -350,10 +367,7 @@ class Exchange:
         """The client takes no more just now, or does again."""
         if self.up is None or self.up.transport.is_closing():
             return
-        if waits:
-            self.up.transport.pause_reading()
-        else:
-            self.up.transport.resume_reading()
+        self.up.hold(waits)
 
     # -- what goes wrong ---------------------------------------------------------------------------------
 
@@ -401,7 +415,7 @@ class Exchange:
         self._end()
 
     def _fail(self, error: LoadBalancerError) -> None:
-        log_failure(self.request_head, error)
+        log_failure(self.request_head(), error)
         client = self.client
         if self.answering:
             # The answer stays unfinished: the connection breaks, and the client knows.
@@ -421,5 +435,5 @@ class Exchange:
         if self.upstream is not None:
             self.upstream.release()
             self.upstream = None
-        if not self._own:
+        if not self.incoming.own:
             self._lane.accounting.end(self.request_head, self.entry, self._lane.clock() - self._began)

@@ -10,8 +10,9 @@ import re
 from dataclasses import dataclass, field
 
 from loadbalancer.errors import BadRequestError, HeadTooLargeError, NotImplementedByUsError
+from loadbalancer.proxy.dispatcher import is_own_target
 from loadbalancer.proxy.fast.limits import Limits
-from loadbalancer.proxy.headers import Header
+from loadbalancer.proxy.headers import Header, first, split
 
 ABSOLUTE_FORM = re.compile(rb"https?://(?:[^/?#@]*@)?([^/?#@]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 """RFC 9112, section 3.2.2: authority, and path with query."""
@@ -43,17 +44,20 @@ class Incoming:
     chunked: bool
     length: int
     upgrade: bool
-    expects_continue: bool = False
+    expects_continue: bool
+    own: bool
+    """Whether its path is the load balancer's own."""
+    given_id: str
+    """What its `X-Request-Id` says; empty if there is none."""
+    hops: bytes
+    """What its `X-Forwarded-For` says, as far as the place of the next hop."""
+    outgoing: bytes
+    """Its head as a replica gets it, without what differs from request to request: address, and id."""
     body: list[bytes] = field(default_factory=list)
     """What has come of the body while the request waits for its turn."""
     trailers: list[Header] = field(default_factory=list)
     complete: bool = False
     """Whether all of it has come."""
-
-    @property
-    def has_body(self) -> bool:
-        """Whether it announces a body."""
-        return self.chunked or self.length > 0
 
 
 def read_head(
@@ -63,6 +67,7 @@ def read_head(
     headers: list[Header],
     limits: Limits,
     *,
+    scheme: bytes,
     keep_alive: bool,
     upgrade: bool,
 ) -> Incoming:
@@ -74,6 +79,7 @@ def read_head(
         version: Such as `1.1`.
         headers: As parsed.
         limits: Bounds.
+        scheme: `http` or `https`.
         keep_alive: What the parser says of the connection.
         upgrade: Whether the parser saw a request for another protocol.
 
@@ -120,12 +126,33 @@ def read_head(
         read = [(b"host", authority), *((n, v) for n, v in read if n != b"host")]
     if b"#" in target:
         raise BadRequestError("a request target has no fragment")
-    incoming = Incoming(
-        method.decode("ascii"), target, read, http_1_1, keep_alive, chunked, length, upgrade, expects
-    )
-    if upgrade and incoming.has_body:
+    if upgrade and (chunked or length):
         raise BadRequestError("a request for another protocol has no body")
-    return incoming
+    parts = split(read)
+    lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
+    lines += [b"%b: %b\r\n" % header for header in parts.kept]
+    lines.append(b"x-forwarded-proto: %b\r\n" % scheme)
+    if parts.host:
+        lines.append(b"x-forwarded-host: %b\r\n" % parts.host)
+    if chunked:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    if upgrade:
+        lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % (first(read, b"upgrade") or b""))
+    return Incoming(
+        method.decode("ascii"),
+        target,
+        read,
+        http_1_1,
+        keep_alive,
+        chunked,
+        length,
+        upgrade,
+        expects,
+        own=is_own_target(target),
+        given_id=parts.request_id.decode("latin-1"),
+        hops=b"".join(hop + b", " for hop in parts.hops),
+        outgoing=b"".join(lines),
+    )
 
 
 def _origin_form(target: bytes) -> tuple[bytes, bytes]:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.fast.client import ClientConnection
+from loadbalancer.proxy.fast.incoming import Incoming
 from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.proxy.fast.upstream import Pool
 from loadbalancer.proxy.retry import RetryBudget
@@ -27,6 +28,9 @@ from loadbalancer.settings import Settings
 KEPT_ALIVE = 1.5
 """Seconds an idle connection to a replica is kept: less than servers commonly do (Hypercorn and Node 5 s),
 so that a request rarely meets one that the replica is just closing."""
+
+KNOWN_REQUESTS = 4096
+"""How many requests are known again."""
 
 BACKLOG = 4096
 """Connections that the kernel may hold for us while we are busy: a burst of thousands must not be refused."""
@@ -59,11 +63,13 @@ class FastLane:
         self.rng = rng or random.Random()
         self.rule = KeyRule.parse(settings.hash_on)
         self.router = Router(source, RetryBudget(time.monotonic), settings.queue_timeout, settings.queue_size)
-        self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE)
+        self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE, self._time)
         self.clock = time.perf_counter
         self.now = 0.0
         """The loop's time at the last sweep: what deadlines are reckoned from."""
         self.closing = False
+        self.known: dict[bytes, Incoming] = {}
+        """Requests without a body that have been read before, by their bytes: each has one reading."""
         self.accounting = accounting
         self._pools: dict[Upstream, Pool] = {}
         self._clients: set[ClientConnection] = set()
@@ -135,11 +141,19 @@ class FastLane:
         if not self._clients:
             self._empty.set()
 
+    def remember(self, data: bytes, incoming: Incoming) -> None:
+        """Know a request again."""
+        if len(self.known) >= KNOWN_REQUESTS:
+            self.known.clear()
+        self.known[data] = incoming
+
     def pool(self, upstream: Upstream) -> Pool:
         """The connections to a replica, which go when it goes."""
         pool = self._pools.get(upstream)
         if pool is None:
-            pool = self._pools[upstream] = Pool(upstream.hostname, upstream.host, upstream.port, KEPT_ALIVE)
+            pool = self._pools[upstream] = Pool(
+                upstream.hostname, upstream.host, upstream.port, KEPT_ALIVE, self._time
+            )
             upstream.on_retired.append(lambda: self._let_go(upstream))
         return pool
 
@@ -153,6 +167,9 @@ class FastLane:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _time(self) -> float:
+        return self.now
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

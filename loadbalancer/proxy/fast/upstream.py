@@ -1,11 +1,13 @@
 """The replica's side: connections that are kept, and the answers that come over them."""
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import httptools
 
 from loadbalancer.errors import UpstreamClosedError, UpstreamError
+from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer
 from loadbalancer.proxy.headers import Header
 
 if TYPE_CHECKING:
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
 
 MAX_HEAD = 64 * 1024
 """Bytes of an answer's line and headers together."""
+
+
+KNOWN_HEADS, KNOWN_HEAD = 256, 2048
+"""How many heads of answers are known again, and how many bytes they may have."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -26,6 +32,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_ended",
         "_fed",
         "_headers",
+        "_held",
         "_in_body",
         "_parser",
         "_reason",
@@ -52,6 +59,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._fed = 0
         self._in_body = False
         self._ended = False
+        self._held = False
 
     # -- asyncio.Protocol ---------------------------------------------------------------------------
 
@@ -66,8 +74,18 @@ class UpstreamConnection(asyncio.Protocol):
         if self.raw:
             exchange.from_replica(data)
             return
+        boundary = not self._fed and not self._in_body
+        if boundary:
+            end = data.find(b"\r\n\r\n") + 4
+            known = self.pool.known.get(data[:end])
+            if known is not None and len(data) - end == known.length and exchange.method != "HEAD":
+                exchange.on_whole_answer(known, data[end:])
+                self._finish(whole=True)
+                return
         if not self._in_body:
             self._fed += len(data)
+        client = exchange.client
+        client.cork()  # what one packet brings is sent on in one
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -84,7 +102,10 @@ class UpstreamConnection(asyncio.Protocol):
                     UpstreamError(f"{self.pool.name} answered with a head of more than {MAX_HEAD} bytes")
                 )
         if self._ended:
+            if boundary and exchange.answer_head is not None:
+                self._remember(data, end, exchange, exchange.answer_head)
             self._finish()
+        client.uncork()
 
     def eof_received(self) -> bool:
         if self.raw and self.exchange is not None:
@@ -167,6 +188,15 @@ class UpstreamConnection(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.keep_upstream = self._parser.should_keep_alive()
 
+    def hold(self, held: bool) -> None:
+        """Read no more for now, or read on."""
+        if held is not self._held:
+            self._held = held
+            if held:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
     # -- within --------------------------------------------------------------------------------------
 
     def failed(self, error: UpstreamError) -> None:
@@ -177,7 +207,17 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is not None:
             exchange.broke(error)
 
-    def _finish(self) -> None:
+    def _remember(self, data: bytes, end: int, exchange: "Exchange", head: AnswerHead) -> None:
+        """Know the head of this answer again."""
+        if head.framing is Framing.LENGTH and end <= KNOWN_HEAD:
+            self.pool.remember(
+                data[:end],
+                KnownAnswer(
+                    exchange.entry.status, b"".join(head.lines), len(data) - end, exchange.keep_upstream
+                ),
+            )
+
+    def _finish(self, *, whole: bool = False) -> None:
         """The answer is complete: the connection is free, or ends."""
         exchange, self.exchange = self.exchange, None
         self._ended = self._in_body = False
@@ -186,11 +226,14 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None:
             return
         if exchange.keep_upstream and exchange.request_sent and not self.transport.is_closing():
-            self.transport.resume_reading()
+            self.hold(False)
             self.pool.give_back(self)
         else:
             self.transport.close()
-        exchange.on_answer_end()
+        if whole:
+            exchange.done()
+        else:
+            exchange.on_answer_end()
 
 
 class Pool:
@@ -201,14 +244,18 @@ class Pool:
         host: Address, or the path of a Unix socket.
         port: Port; 0 for a Unix socket.
         kept: Seconds an idle connection is kept.
+        now: The time at the last sweep.
     """
 
-    def __init__(self, name: str, host: str, port: int, kept: float) -> None:
+    def __init__(self, name: str, host: str, port: int, kept: float, now: Callable[[], float]) -> None:
         self.name = name
+        self._now = now
         self._host = host
         self._port = port
         self._kept = kept
         self._idle: list[UpstreamConnection] = []
+        self.known: dict[bytes, KnownAnswer] = {}
+        """Heads of answers that have been read before."""
         self._closed = False
 
     def take(self) -> UpstreamConnection | None:
@@ -239,8 +286,14 @@ class Pool:
         if self._closed:
             connection.transport.close()
             return
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = self._now()
         self._idle.append(connection)
+
+    def remember(self, head: bytes, answer: KnownAnswer) -> None:
+        """Know a head again; their number is bounded, for dates make new ones every second."""
+        if len(self.known) >= KNOWN_HEADS:
+            self.known.clear()
+        self.known[head] = answer
 
     def forget(self, connection: UpstreamConnection) -> None:
         """It has ended."""
