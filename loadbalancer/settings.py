@@ -146,6 +146,7 @@ class Settings(BaseModel):
     response_timeout: Seconds = Field(
         60.0, description="seconds a replica may take to begin or continue its answer"
     )
+    head_timeout: Seconds = Field(15.0, description="seconds the head of a request may take to come")
     idle_timeout: Seconds = Field(75.0, description="seconds an idle client connection is kept open")
     queue_timeout: Patience = Field(
         2.0, description="seconds a request may wait for a replica when none is in rotation"

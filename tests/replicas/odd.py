@@ -25,7 +25,8 @@ async def read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> tu
             digest.update(await reader.readexactly(size))
             length += size
             await reader.readexactly(2)
-        await reader.readline()
+        while await reader.readline() != b"\r\n":
+            pass  # trailers
     else:
         left = int(headers.get("content-length", "0"))
         while left:
@@ -121,6 +122,12 @@ async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connec
     elif url.path == "/slow":
         await asyncio.sleep(float(query["seconds"]))
         writer.write(answer(b"at last"))
+    elif url.path == "/upgrade":
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+        writer.write(b", and goodbye")
+        return False
     elif url.path == "/download":
         await download(writer, int(query["bytes"]))
     else:

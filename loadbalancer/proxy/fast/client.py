@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 KNOWN_HEAD = 2048
 """Bytes of the longest request that is known again."""
 
-LINGER = 5.0
-"""Seconds that the rest of a request may still come after it has been answered."""
+LINGER = 2.0
+"""Seconds that the rest of a request is still read, and dropped, after it has been answered."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -43,6 +43,7 @@ class ClientConnection(asyncio.Protocol):
         "_corked",
         "_exchange",
         "_fed",
+        "_head_size",
         "_headers",
         "_in_body",
         "_last",
@@ -92,6 +93,7 @@ class ClientConnection(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._paused = False
         self._messages = 0
+        self._head_size = 0
         self._last: Incoming | None = None
 
     # -- asyncio.Protocol ---------------------------------------------------------------------------
@@ -174,6 +176,7 @@ class ClientConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._headers = []
         self._target = b""
+        self._head_size = 0
         self._in_body = False
 
     def on_url(self, part: bytes) -> None:
@@ -185,8 +188,12 @@ class ClientConnection(asyncio.Protocol):
                 self._reading.trailers.append((name, value))
             return
         self._headers.append((name, value))
-        if len(self._headers) > self.lane.limits.headers:
-            raise HeadTooLargeError(f"there are more than {self.lane.limits.headers} headers")
+        self._head_size += len(name) + len(value) + 4
+        limits = self.lane.limits
+        if len(self._headers) > limits.headers:
+            raise HeadTooLargeError(f"there are more than {limits.headers} headers")
+        if self._head_size > limits.head:
+            raise HeadTooLargeError(f"the head is longer than {limits.head} bytes")
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -256,7 +263,7 @@ class ClientConnection(asyncio.Protocol):
             self.uncork()
         exchange, self._exchange = self._exchange, None
         if close or not self.keeps or self.transport.is_closing():
-            self.transport.close()
+            self._close(unread=exchange is not None and not exchange.incoming.complete)
             return
         if exchange is not None and not exchange.incoming.complete:
             self.deadline = self.lane.now + LINGER
@@ -312,9 +319,22 @@ class ClientConnection(asyncio.Protocol):
             self._answer_and_close(error)
 
     def _answer_and_close(self, error: LoadBalancerError) -> None:
-        self._refused = True
         self.write(own_answer(answer(error), close=True, head_only=False))
-        self.transport.close()
+        self._close(unread=True)
+
+    def _close(self, *, unread: bool) -> None:
+        """End the connection, so that the client can read what was written.
+
+        Closing while the client still sends would make the kernel reset the connection and throw away
+        the answer on its way (RFC 9112, section 9.6): half of it is closed, and the rest is read and dropped.
+        """
+        self._refused = True
+        if unread and self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+            self.deadline = self.lane.now + LINGER
+            self._regulate()
+        else:
+            self.transport.close()
 
     # -- the answer, as the exchange writes it -----------------------------------------------------------
 
@@ -402,7 +422,7 @@ class ClientConnection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is not None and not self._waits_for_client:
             exchange.out_of_patience()
-        elif exchange is None and self._fed and not self._refused:
+        elif exchange is None and self._fed and not self._refused and not self._reading:
             seconds = self.lane.limits.head_timeout
             self._answer_and_close(
                 HeadTimeoutError(f"the head of the request did not come within {seconds:g} s")

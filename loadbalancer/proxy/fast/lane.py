@@ -56,6 +56,7 @@ class FastLane:
         rng: random.Random | None = None,
     ) -> None:
         self.limits = Limits(
+            head_timeout=settings.head_timeout,
             idle_timeout=settings.idle_timeout,
             response_timeout=settings.response_timeout,
             connect_timeout=settings.connect_timeout,
