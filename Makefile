@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos check format lock clean
+.PHONY: help run test chaos bench check format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ test: $(VENV)/.installed-dev ## run every test; those that need a Docker Engine 
 
 chaos: $(VENV)/.installed-dev ## break things under load, five times each, and report what clients notice (about 20 minutes)
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+bench: $(VENV)/.installed-dev ## compare with nginx and HAProxy on this machine (wants them, and wrk, installed)
+	$(BIN)/python -m analysis.bench $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, formatting and types
 	$(BIN)/ruff format --check .

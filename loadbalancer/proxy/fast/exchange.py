@@ -21,7 +21,7 @@ from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer, 
 from loadbalancer.proxy.fast.incoming import Incoming
 from loadbalancer.proxy.fast.upstream import Pool, UpstreamConnection
 from loadbalancer.proxy.headers import Header, first
-from loadbalancer.proxy.request import RequestHead, log_failure, new_request_id
+from loadbalancer.proxy.request import RequestHead, log_failure
 from loadbalancer.proxy.retry import may_repeat
 from loadbalancer.proxy.routing import Route
 from loadbalancer.routing.upstream import Upstream
@@ -91,7 +91,7 @@ class Exchange:
         self._half_closed = False
         self._outgoing: list[bytes] = []
         self._replay: list[bytes] | None = []
-        self._id = incoming.given_id or new_request_id(lane.rng)
+        self._id = incoming.given_id or lane.ids.make()
 
     @property
     def method(self) -> str:

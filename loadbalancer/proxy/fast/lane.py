@@ -18,6 +18,7 @@ from loadbalancer.proxy.fast.client import ClientConnection
 from loadbalancer.proxy.fast.incoming import Incoming
 from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.proxy.fast.upstream import Pool
+from loadbalancer.proxy.request import RequestIds
 from loadbalancer.proxy.retry import RetryBudget
 from loadbalancer.proxy.routing import Router
 from loadbalancer.routing.keys import KeyRule
@@ -61,9 +62,9 @@ class FastLane:
             response_timeout=settings.response_timeout,
             connect_timeout=settings.connect_timeout,
         )
-        self.rng = rng or random.Random()
+        self.ids = RequestIds(rng or random.Random())
         self.rule = KeyRule.parse(settings.hash_on)
-        self.router = Router(source, RetryBudget(time.monotonic), settings.queue_timeout, settings.queue_size)
+        self.router = Router(source, RetryBudget(self._time), settings.queue_timeout, settings.queue_size)
         self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE, self._time)
         self.clock = time.perf_counter
         self.now = 0.0
