@@ -56,7 +56,11 @@ class RetryBudget:
 
     def request(self) -> None:
         """Count a request."""
-        self._now()[1] += 1
+        time, seconds = self._clock(), self._seconds
+        if seconds and time - seconds[-1][0] < 1.0:
+            seconds[-1][1] += 1
+        else:
+            self._now()[1] += 1
 
     def withdraw(self) -> bool:
         """Take one retry out of the budget; say whether there was one left."""

@@ -5,8 +5,8 @@ fail at once: for a while, and so many at most.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 
 from loadbalancer.errors import NoReplicaError, UpstreamClosedError, UpstreamError, UpstreamRefusedError
 from loadbalancer.proxy.retry import RetryBudget
@@ -22,7 +22,7 @@ class Route:
     """One request's way so far."""
 
     key: str
-    tried: set[Upstream] = field(default_factory=set)
+    tried: Collection[Upstream] = ()
     closed: bool = False
     """Whether a replica has broken the connection that it had accepted."""
     waits_until: float | None = None
@@ -117,7 +117,7 @@ class Router:
         if not repeatable or (closed and route.closed) or not self._budget.withdraw():
             return False
         route.closed |= closed
-        route.tried.add(upstream)
+        route.tried = {*route.tried, upstream}
         return True
 
     async def wait(self, route: Route) -> Upstream:

@@ -270,16 +270,16 @@ class ClientConnection(asyncio.Protocol):
             self._waits_for_client = True
             self._regulate()
             return
-        self._next()
+        if self._waiting or self._paused:
+            self._next()
+        else:
+            self.deadline = self.lane.now + self.lane.limits.idle_timeout
+            self._waits_for_client = True
 
     def _next(self) -> None:
         """Take up the next request that waits, or wait for one."""
         self.deadline = self.lane.now + self.lane.limits.idle_timeout
         self._waits_for_client = True
-        if not self._waiting:
-            if self._paused:
-                self._regulate()
-            return
         while self._waiting and self._exchange is None:
             upcoming = self._waiting.popleft()
             if isinstance(upcoming, LoadBalancerError):

@@ -9,7 +9,7 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -65,8 +65,8 @@ class FastLane:
         self.ids = RequestIds(rng or random.Random())
         self.rule = KeyRule.parse(settings.hash_on)
         self.router = Router(source, RetryBudget(self._time), settings.queue_timeout, settings.queue_size)
-        self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE, self._time)
-        self.clock = time.perf_counter
+        self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE, self)
+        self.clock: Callable[[], float] = time.perf_counter
         self.now = 0.0
         """The loop's time at the last sweep: what deadlines are reckoned from."""
         self.closing = False
@@ -154,7 +154,7 @@ class FastLane:
         pool = self._pools.get(upstream)
         if pool is None:
             pool = self._pools[upstream] = Pool(
-                upstream.hostname, upstream.host, upstream.port, KEPT_ALIVE, self._time
+                upstream.hostname, upstream.host, upstream.port, KEPT_ALIVE, self
             )
             upstream.on_retired.append(lambda: self._let_go(upstream))
         return pool

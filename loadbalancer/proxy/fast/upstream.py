@@ -1,8 +1,7 @@
 """The replica's side: connections that are kept, and the answers that come over them."""
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import httptools
 
@@ -226,7 +225,8 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None:
             return
         if exchange.keep_upstream and exchange.request_sent and not self.transport.is_closing():
-            self.hold(False)
+            if self._held:
+                self.hold(False)
             self.pool.give_back(self)
         else:
             self.transport.close()
@@ -234,6 +234,12 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.done()
         else:
             exchange.on_answer_end()
+
+
+class Clock(Protocol):
+    """Knows the time well enough for deadlines."""
+
+    now: float
 
 
 class Pool:
@@ -244,12 +250,12 @@ class Pool:
         host: Address, or the path of a Unix socket.
         port: Port; 0 for a Unix socket.
         kept: Seconds an idle connection is kept.
-        now: The time at the last sweep.
+        clock: Knows the time at the last sweep.
     """
 
-    def __init__(self, name: str, host: str, port: int, kept: float, now: Callable[[], float]) -> None:
+    def __init__(self, name: str, host: str, port: int, kept: float, clock: Clock) -> None:
         self.name = name
-        self._now = now
+        self._clock = clock
         self._host = host
         self._port = port
         self._kept = kept
@@ -286,7 +292,7 @@ class Pool:
         if self._closed:
             connection.transport.close()
             return
-        connection.idle_since = self._now()
+        connection.idle_since = self._clock.now
         self._idle.append(connection)
 
     def remember(self, head: bytes, answer: KnownAnswer) -> None:
