@@ -212,6 +212,20 @@ def test_the_same_request_again_is_answered_the_same(lb: LoadBalancer) -> None:
     assert len(ids) == 6, "each has an id of its own"
 
 
+def test_an_answer_to_nothing_meets_no_later_request(lb: LoadBalancer) -> None:
+    double = b"GET /double HTTP/1.1\r\nHost: x\r\n\r\n"
+    answers = talk(lb, *[double, GET] * 4, LAST)
+    assert statuses(answers) == [200] * 9
+    assert answers.count(b"\r\n\r\none") == 4
+    assert b"to nobody" not in answers
+    assert targets(answers) == ["/x"] * 4 + ["/last"]
+
+
+def test_an_early_hint_is_not_taken_for_the_answer_when_it_comes_again(lb: LoadBalancer) -> None:
+    hinted = b"GET /early-hints HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert statuses(talk(lb, *[hinted] * 4, LAST)) == [103, 200] * 4 + [200]
+
+
 def test_a_head_that_comes_too_slowly_is_a_408(lb: LoadBalancer) -> None:
     with LoadBalancer("--head-timeout", "0.3", replicas=0) as impatient:
         answer = talk(impatient, b"GET /x HTTP/1.1\r\nHost")

@@ -65,6 +65,7 @@ PLAIN = {
     "/own": answer(b"ok", "200 OK", "Server: odd/1.0", "Date: Thu, 01 Jan 1970 00:00:00 GMT", "Via: 1.1 odd"),
     "/trailers": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-checksum\r\n\r\n" + TRAILERS,
     "/early-hints": b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n" + answer(b"late"),
+    "/double": answer(b"one") + answer(b"two, to nobody"),
     "/503": answer(b"busy", "503 Service Unavailable", "Retry-After: 7"),
 }
 

@@ -57,7 +57,6 @@ class ClientConnection(asyncio.Protocol):
         "_target",
         "_waiting",
         "_waits_for_client",
-        "_write_held",
         "address",
         "address_bytes",
         "deadline",
@@ -65,6 +64,7 @@ class ClientConnection(asyncio.Protocol):
         "lane",
         "scheme",
         "transport",
+        "write_held",
     )
 
     def __init__(self, lane: "FastLane") -> None:
@@ -87,7 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self._refused = False
         self._switched = False
         self._body_held = False
-        self._write_held = False
+        self.write_held = False
         self._waits_for_client = True
         self._corked = False
         self._outgoing: list[bytes] = []
@@ -118,7 +118,7 @@ class ClientConnection(asyncio.Protocol):
             return  # what comes after nonsense has no meaning
         boundary = exchange is None and not self._fed and not self._in_body
         if boundary:
-            known = self.lane.known.get(data)
+            known = self.lane.known.get(data) if len(data) <= KNOWN_HEAD else None
             if known is not None:
                 self._begin(known)
                 return
@@ -159,14 +159,14 @@ class ClientConnection(asyncio.Protocol):
             exchange.abandon()
 
     def pause_writing(self) -> None:
-        self._write_held = True
+        self.write_held = True
         self.deadline = self.lane.now + self.lane.limits.idle_timeout
         self._waits_for_client = True
         if self._exchange is not None:
             self._exchange.replica_must_wait(True)
 
     def resume_writing(self) -> None:
-        self._write_held = False
+        self.write_held = False
         if self._exchange is not None:
             self._exchange.replica_must_wait(False)
             self.wait_for_replica()
@@ -251,6 +251,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self, incoming: Incoming) -> None:
         self.keeps = incoming.keep_alive and not incoming.upgrade and not self.lane.closing
+        self._body_held = False
         self._exchange = exchange = Exchange(self, incoming)
         exchange.start()
         if not incoming.complete:
@@ -404,7 +405,7 @@ class ClientConnection(asyncio.Protocol):
     def wait_for_replica(self) -> None:
         """From now on the replica is waited for, unless the client has to take or send something first."""
         exchange = self._exchange
-        if exchange is None or self._write_held or self._switched:
+        if exchange is None or self.write_held or self._switched:
             return
         if not exchange.incoming.complete:
             self.deadline = self.lane.now + self.lane.limits.idle_timeout

@@ -186,6 +186,8 @@ class Exchange:
     def _send_by(self, connection: UpstreamConnection) -> None:
         self.up = connection
         connection.exchange = self
+        if self.client.write_held:
+            connection.hold(True)
         if self._outgoing or self._replay:
             parts = [self._head(), *(self._replay or ()), *self._outgoing]
             if self._replay is not None:
@@ -390,6 +392,7 @@ class Exchange:
         if not goes_on:
             self._fail(error)
             return
+        self.client.hold_body(False)
         another = router.pick(self._route)
         if another is None:
             self._wait_for_replica(error)

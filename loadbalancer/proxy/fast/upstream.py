@@ -28,11 +28,13 @@ class UpstreamConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_body_size",
         "_ended",
         "_fed",
         "_headers",
         "_held",
         "_in_body",
+        "_messages",
         "_parser",
         "_reason",
         "exchange",
@@ -59,6 +61,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._in_body = False
         self._ended = False
         self._held = False
+        self._messages = 0
+        self._body_size = 0
 
     # -- asyncio.Protocol ---------------------------------------------------------------------------
 
@@ -83,6 +87,7 @@ class UpstreamConnection(asyncio.Protocol):
                 return
         if not self._in_body:
             self._fed += len(data)
+            self._messages = self._body_size = 0
         client = exchange.client
         client.cork()  # what one packet brings is sent on in one
         try:
@@ -143,13 +148,18 @@ class UpstreamConnection(asyncio.Protocol):
     # -- httptools ----------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        self._messages += 1
         self._headers = []
         self._reason = b""
+        if self._ended and self.exchange is not None:
+            self.exchange.keep_upstream = False  # an answer to nothing: it must not meet the next request
 
     def on_status(self, reason: bytes) -> None:
         self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._ended:
+            return
         if self._in_body:
             if self.exchange is not None:
                 self.exchange.on_trailer(name, value)
@@ -158,7 +168,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         exchange, parser = self.exchange, self._parser
-        if exchange is None:
+        if exchange is None or self._ended:
             return
         status = parser.get_status_code()
         if status < 200 and status != 101:
@@ -178,6 +188,7 @@ class UpstreamConnection(asyncio.Protocol):
             if self.exchange is not None:
                 self.exchange.keep_upstream = False  # a body where there is none to be
         elif self.exchange is not None:
+            self._body_size += len(data)
             self.exchange.on_answer_body(data)
 
     def on_message_complete(self) -> None:
@@ -207,8 +218,9 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.broke(error)
 
     def _remember(self, data: bytes, end: int, exchange: "Exchange", head: AnswerHead) -> None:
-        """Know the head of this answer again."""
-        if head.framing is Framing.LENGTH and end <= KNOWN_HEAD:
+        """Know the head of this answer again, if the packet is that, its body, and nothing else."""
+        alone = self._messages == 1 and end + self._body_size == len(data)
+        if alone and head.framing is Framing.LENGTH and end <= KNOWN_HEAD:
             self.pool.remember(
                 data[:end],
                 KnownAnswer(
