@@ -17,6 +17,8 @@ from loadbalancer.errors import (
 from loadbalancer.proxy.fast.answering import own_answer
 from loadbalancer.proxy.fast.exchange import Exchange
 from loadbalancer.proxy.fast.incoming import Incoming, read_head
+from loadbalancer.proxy.fast.tunnel import Tunnel
+from loadbalancer.proxy.fast.writer import ClientWriter
 from loadbalancer.proxy.headers import Header
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ LINGER = 2.0
 """Seconds that the rest of a request is still read, and dropped, after it has been answered."""
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(ClientWriter):
     """A client's connection.
 
     Requests that come before earlier ones are answered wait in order, and no more is read meanwhile.
@@ -40,7 +42,6 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body_held",
-        "_corked",
         "_exchange",
         "_fed",
         "_head_size",
@@ -48,34 +49,29 @@ class ClientConnection(asyncio.Protocol):
         "_in_body",
         "_last",
         "_messages",
-        "_outgoing",
         "_parser",
         "_paused",
         "_reading",
         "_refused",
-        "_switched",
         "_target",
+        "_tunnel",
         "_waiting",
         "_waits_for_client",
         "address",
         "address_bytes",
         "deadline",
-        "keeps",
         "lane",
         "scheme",
-        "transport",
         "write_held",
     )
 
     def __init__(self, lane: "FastLane") -> None:
+        super().__init__()
         self.lane = lane
-        self.transport: asyncio.Transport
         self.address = ""
         self.address_bytes = b""
         self.scheme = "http"
         self.deadline = math.inf
-        self.keeps = True
-        """Whether the connection goes on after the present answer."""
         self._parser = httptools.HttpRequestParser(self)
         self._headers: list[Header] = []
         self._target = b""
@@ -85,12 +81,10 @@ class ClientConnection(asyncio.Protocol):
         self._waiting: deque[Incoming | LoadBalancerError] = deque()
         self._exchange: Exchange | None = None
         self._refused = False
-        self._switched = False
+        self._tunnel: Tunnel | None = None
         self._body_held = False
         self.write_held = False
         self._waits_for_client = True
-        self._corked = False
-        self._outgoing: list[bytes] = []
         self._paused = False
         self._messages = 0
         self._head_size = 0
@@ -110,9 +104,8 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
-        if self._switched and exchange is not None:
-            exchange.from_client(data)
-            self.deadline = math.inf
+        if self._tunnel is not None:
+            self._tunnel.from_client(data)
             return
         if self._refused:
             return  # what comes after nonsense has no meaning
@@ -145,8 +138,8 @@ class ClientConnection(asyncio.Protocol):
         self._regulate()
 
     def eof_received(self) -> bool:
-        if self._switched and self._exchange is not None:
-            self._exchange.client_has_no_more()
+        if self._tunnel is not None:
+            self._tunnel.client_has_no_more()
             return True
         return False
 
@@ -251,6 +244,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self, incoming: Incoming) -> None:
         self.keeps = incoming.keep_alive and not incoming.upgrade and not self.lane.closing
+        self.http_1_1 = incoming.http_1_1
         self._body_held = False
         self._exchange = exchange = Exchange(self, incoming)
         exchange.start()
@@ -297,7 +291,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _after_upgrade(self, rest: bytes) -> None:
         """The parser has stopped at a request for another protocol: what follows is not parsed."""
-        self._refused = not self._switched
+        self._refused = self._tunnel is None
         if self._exchange is not None:
             self._exchange.incoming.complete = True
             self._exchange.request_sent = self._exchange.up is not None
@@ -337,75 +331,19 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.transport.close()
 
-    # -- the answer, as the exchange writes it -----------------------------------------------------------
-
-    def write_head(self, lines: list[bytes], *, closes: bool) -> None:
-        """Write the head of an answer, and say what becomes of the connection."""
-        if closes:
-            self.keeps = False
-        self.write(b"".join([*lines, self._connection_lines()]))
-
-    def write_whole(self, head: bytes, body: bytes) -> None:
-        """Write a whole answer."""
-        self.transport.write(b"%b%b%b" % (head, self._connection_lines(), body))
-
-    def _connection_lines(self) -> bytes:
-        """The end of a head: what is said of the connection, and an empty line."""
-        exchange = self._exchange
-        if self.lane.closing:
-            self.keeps = False
-        if not self.keeps:
-            return b"connection: close\r\n\r\n"
-        if exchange is not None and not exchange.incoming.http_1_1:
-            return b"connection: keep-alive\r\n\r\n"
-        return b"\r\n"
-
-    def write(self, data: bytes) -> None:
-        """Write a part of an answer."""
-        if self._corked:
-            self._outgoing.append(data)
-        elif not self.transport.is_closing():
-            self.transport.write(data)
-
-    def cork(self) -> None:
-        """Collect what is written, until `uncork`."""
-        self._corked = True
-
-    def uncork(self) -> None:
-        """Send what was collected."""
-        self._corked = False
-        if self._outgoing:
-            data = self._outgoing[0] if len(self._outgoing) == 1 else b"".join(self._outgoing)
-            self._outgoing.clear()
-            self.write(data)
-
-    def switch(self) -> None:
+    def switch(self, tunnel: Tunnel) -> None:
         """Another protocol is spoken from now on."""
-        self._switched = True
+        self._tunnel = tunnel
         self._refused = False
         self.keeps = False
         self.deadline = math.inf
-
-    def close_half(self) -> None:
-        """Nothing more comes from the replica."""
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-
-    def close(self) -> None:
-        """End when everything is written."""
-        self.uncork()
-        self.transport.close()
-
-    def abort(self) -> None:
-        """Break off: the client must not take what it has for the whole."""
-        self.transport.abort()
 
     # -- patience and back-pressure ------------------------------------------------------------------------
 
     def wait_for_replica(self) -> None:
         """From now on the replica is waited for, unless the client has to take or send something first."""
         exchange = self._exchange
-        if exchange is None or self.write_held or self._switched:
+        if exchange is None or self.write_held or self._tunnel is not None:
             return
         if not exchange.incoming.complete:
             self.deadline = self.lane.now + self.lane.limits.idle_timeout
@@ -460,7 +398,7 @@ class ClientConnection(asyncio.Protocol):
         """The lane closes: end now if nothing is in flight, else after the present answer."""
         if self._exchange is None and not self._waiting:
             self.transport.close()
-        elif self._switched:
+        elif self._tunnel is not None:
             self.abort()
         else:
             self.keeps = False

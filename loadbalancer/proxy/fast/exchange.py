@@ -19,6 +19,7 @@ from loadbalancer.errors import (
 from loadbalancer.proxy.accounting import Entry
 from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer, answer_head, own_answer
 from loadbalancer.proxy.fast.incoming import Incoming
+from loadbalancer.proxy.fast.tunnel import Tunnel
 from loadbalancer.proxy.fast.upstream import Pool, UpstreamConnection
 from loadbalancer.proxy.headers import Header, first
 from loadbalancer.proxy.request import RequestHead, log_failure
@@ -45,7 +46,6 @@ class Exchange:
         "_began",
         "_early",
         "_framing",
-        "_half_closed",
         "_id",
         "_lane",
         "_outgoing",
@@ -88,7 +88,6 @@ class Exchange:
         self.answer_head: AnswerHead | None = None
         self._trailers: list[Header] | None = None
         self._early: list[bytes] | None = None
-        self._half_closed = False
         self._outgoing: list[bytes] = []
         self._replay: list[bytes] | None = []
         self._id = incoming.given_id or lane.ids.make()
@@ -260,7 +259,7 @@ class Exchange:
             return
         self.reads_until_close = head.until_close
         self.endless = head.endless
-        self.client.write_head(head.lines, closes=head.framing is Framing.CLOSE)
+        self.client.write_head(head.lines, closes=self._lane.closing or head.framing is Framing.CLOSE)
 
     def on_whole_answer(self, answer: KnownAnswer, body: bytes) -> None:
         """A whole answer has come, with a head that has been read before."""
@@ -273,6 +272,8 @@ class Exchange:
         self.entry.status = answer.status
         self.entry.complete = True
         self.keep_upstream = answer.keep_alive
+        if self._lane.closing:
+            self.client.keeps = False
         self.client.write_whole(answer.head, body)
 
     def on_answer_body(self, data: bytes) -> None:
@@ -309,55 +310,22 @@ class Exchange:
         """The replica speaks another protocol from now on: pass everything both ways."""
         if self.up is None:
             return
-        self.up.raw = True
-        self.client.switch()
+        tunnel = Tunnel(self.client, self.up, self._tunnel_ended)
+        self.up.tunnel = tunnel
+        self.client.switch(tunnel)
         if data:
-            self.client.write(data)
+            tunnel.from_replica(data)
         if self._early:
-            self.up.transport.write(b"".join(self._early))
+            tunnel.from_client(b"".join(self._early))
 
     def early_bytes(self, data: bytes) -> None:
         """What the client has sent beyond its request, before the other protocol has begun."""
         self._early = [*(self._early or ()), data]
 
-    def from_replica(self, data: bytes) -> None:
-        """Bytes of another protocol."""
-        self.client.write(data)
-
-    def from_client(self, data: bytes) -> None:
-        """Bytes of another protocol."""
-        if self.up is not None:
-            self.up.transport.write(data)
-
-    def replica_has_no_more(self) -> None:
-        """The replica has closed its half."""
-        self.client.close_half()
-        self._close_half()
-
-    def client_has_no_more(self) -> None:
-        """The client has closed its half."""
-        if self.up is not None and self.up.transport.can_write_eof():
-            self.up.transport.write_eof()
-        self._close_half()
-
-    def _close_half(self) -> None:
-        if not self._half_closed:
-            self._half_closed = True
-        elif self.up is not None:
-            up = self.up
-            up.exchange = None
-            up.transport.close()
-            self.tunnel_ended(None)
-
-    def tunnel_ended(self, error: Exception | None) -> None:
-        """The replica has closed its connection: the client's ends with it."""
+    def _tunnel_ended(self, error: Exception | None) -> None:
         self.up = None
         self.entry.complete = error is None
         self._end()
-        if error is None:
-            self.client.close()
-        else:
-            self.client.abort()
 
     # -- back-pressure -----------------------------------------------------------------------------------
 

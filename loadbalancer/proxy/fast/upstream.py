@@ -11,6 +11,7 @@ from loadbalancer.proxy.headers import Header
 
 if TYPE_CHECKING:
     from loadbalancer.proxy.fast.exchange import Exchange
+    from loadbalancer.proxy.fast.tunnel import Tunnel
 
 MAX_HEAD = 64 * 1024
 """Bytes of an answer's line and headers together."""
@@ -40,8 +41,8 @@ class UpstreamConnection(asyncio.Protocol):
         "exchange",
         "idle_since",
         "pool",
-        "raw",
         "transport",
+        "tunnel",
         "used",
     )
 
@@ -51,8 +52,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.used = False
         """Whether it has carried a whole exchange before: then its end may just be the replica tidying up."""
-        self.raw = False
-        """Whether another protocol is spoken over it now."""
+        self.tunnel: Tunnel | None = None
+        """What passes bytes on, when another protocol is spoken over it."""
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[Header] = []
@@ -74,8 +75,8 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None:
             self.transport.abort()  # nobody has asked for anything
             return
-        if self.raw:
-            exchange.from_replica(data)
+        if self.tunnel is not None:
+            self.tunnel.from_replica(data)
             return
         boundary = not self._fed and not self._in_body
         if boundary:
@@ -112,8 +113,8 @@ class UpstreamConnection(asyncio.Protocol):
         client.uncork()
 
     def eof_received(self) -> bool:
-        if self.raw and self.exchange is not None:
-            self.exchange.replica_has_no_more()
+        if self.tunnel is not None and self.exchange is not None:
+            self.tunnel.replica_has_no_more()
             return True
         return False
 
@@ -127,8 +128,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._finish()
             return
         self.exchange = None
-        if self.raw:
-            exchange.tunnel_ended(error)
+        if self.tunnel is not None:
+            self.tunnel.ended(error)
             return
         why = getattr(error, "strerror", None) or "it ended"
         name = self.pool.name
