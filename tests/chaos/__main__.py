@@ -30,6 +30,7 @@ from tests.chaos.faults import (
     freeze_process,
     kill_container,
     kill_process,
+    restart_engine,
 )
 from tests.harness import LoadBalancer, replica
 
@@ -101,6 +102,15 @@ balancer runs are refused by the kernel: nobody is there to queue them.
 """
 
 
+def merged(page: Path, rows: list[str]) -> list[str]:
+    """The rows of an earlier report, with those that have been measured anew in their places."""
+    earlier = (
+        [line for line in page.read_text().splitlines() if line.startswith("| ")] if page.exists() else []
+    )
+    by_fault = {tuple(line.split("|")[1:3]): line for line in [*earlier, *rows]}
+    return [line for line in by_fault.values() if not line.startswith("| fault |")]
+
+
 def report(rows: list[str], command: str) -> str:
     return REPORT.format(
         command=command,
@@ -117,20 +127,25 @@ def main() -> int:
     parser.add_argument("--backend", choices=["process", "docker", "both"], default="both")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--restart-engine", default="", help="command that restarts the Docker Engine")
+    parser.add_argument("--restarted", default="", help="what to add to the name of that fault")
     parser.add_argument("--report", type=Path, help="write the report there")
     options = parser.parse_args()
     backends = ["process", "docker"] if options.backend == "both" else [options.backend]
+    faults = dict(FAULTS)
+    if options.restart_engine:
+        faults[f"engine restarted{options.restarted}"] = restart_engine(options.restart_engine)
     rows, lost = [], 0
     with odd_image() if "docker" in backends else contextlib.nullcontext("") as image:
-        for (fault, run), backend in itertools.product(FAULTS.items(), backends):
-            if options.only not in fault or (backend == "process" and run in DOCKER_ONLY):
+        for (fault, run), backend in itertools.product(faults.items(), backends):
+            if options.only not in fault or (backend == "process" and fault.startswith(DOCKER_ONLY)):
                 continue
             outcomes = [asyncio.run(once(run, backend, image)) for _ in range(options.repeat)]
             rows.append(row(fault, backend, outcomes))
             lost += sum(outcome.failed.total() for outcome in outcomes)
             print(rows[-1], flush=True)
     if options.report:
-        options.report.write_text(report(rows, "make chaos"))
+        options.report.write_text(report(merged(options.report, rows), "make chaos"))
     return 1 if lost else 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.chaos.engine import BreakableEngine
 from tests.chaos.load import Load
-from tests.harness import LoadBalancer
+from tests.harness import LoadBalancer, eventually
 
 RATE = 100.0
 """Requests a second: enough that each moment has some in flight, few enough for two shared cores."""
@@ -66,6 +66,9 @@ class System:
     async def change(self, method: str, path: str, **body: Any) -> None:
         reply = await asyncio.to_thread(self.lb.call, method, path, body)
         assert reply.status == 200, reply.body
+
+
+Fault = Callable[[System], Coroutine[Any, Any, Outcome]]
 
 
 def failures(outcomes: Counter[str]) -> Counter[str]:
@@ -174,14 +177,39 @@ async def engine_away(system: System, seconds: float = 10.0) -> Outcome:
     return Outcome(load.outcomes(), failures(load.outcomes()), up - begun)
 
 
+def restart_engine(command: str) -> Fault:
+    """The engine is restarted by a command, which returns when it answers again.
+
+    Its containers live on where it has `live-restore`, and are gone where it has not: then requests wait, or
+    get a 503.
+    """
+
+    async def fault(system: System) -> Outcome:
+        async with system.load() as load:
+            await calm()
+            restarting = await asyncio.create_subprocess_shell(command)
+            await restarting.wait()
+            begun = time.time()
+
+            def whole() -> bool:
+                return [one["state"] for one in system.lb.state().values()] == ["up"] * 3
+
+            await asyncio.to_thread(eventually, whole, "the fleet is whole again")
+            recovery = time.time() - begun
+            await calm()
+        failed = failures(load.outcomes())
+        del failed["503"]
+        return Outcome(load.outcomes(), failed, recovery)
+
+    return fault
+
+
 async def nothing(system: System) -> Outcome:
     """No fault at all, for comparison."""
     async with system.load() as load:
         await asyncio.sleep(5 * CALM)
     return Outcome(load.outcomes(), failures(load.outcomes()))
 
-
-Fault = Callable[[System], Coroutine[Any, Any, Outcome]]
 
 FAULTS: dict[str, Fault] = {
     "none": nothing,
@@ -195,8 +223,8 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-DOCKER_ONLY = (kill_balancer, engine_away)
-"""Processes end with their load balancer, and need no engine."""
+DOCKER_ONLY = ("SIGKILL of the load balancer, restart", "engine")
+"""How the names of faults begin that are none for processes: these end with their load balancer."""
 
 
 async def kill_process(replica: dict[str, Any]) -> None:
