@@ -92,6 +92,10 @@ class UpstreamClosedError(UpstreamError):
     """The replica broke the connection before it had begun an answer."""
 
 
+class UpstreamStaleError(UpstreamClosedError):
+    """A kept connection had ended, or ended as it was used again: most likely nobody has read the request."""
+
+
 class UpstreamTimeoutError(UpstreamError):
     """The replica was silent for too long."""
 

@@ -8,7 +8,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
-from loadbalancer.errors import NoReplicaError, UpstreamClosedError, UpstreamError, UpstreamRefusedError
+from loadbalancer.errors import (
+    NoReplicaError,
+    UpstreamClosedError,
+    UpstreamError,
+    UpstreamRefusedError,
+    UpstreamStaleError,
+)
 from loadbalancer.proxy.retry import RetryBudget
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream
@@ -113,7 +119,8 @@ class Router:
             repeatable: Whether the request can be done again after that.
         """
         _note(upstream, error)
-        closed = isinstance(error, UpstreamClosedError)
+        # That a kept connection is stale says nothing of the request: it has not been tried by that.
+        closed = isinstance(error, UpstreamClosedError) and not isinstance(error, UpstreamStaleError)
         if not repeatable or (closed and route.closed) or not self._budget.withdraw():
             return False
         route.closed |= closed

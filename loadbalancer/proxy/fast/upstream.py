@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import httptools
 
-from loadbalancer.errors import UpstreamClosedError, UpstreamError
+from loadbalancer.errors import UpstreamClosedError, UpstreamError, UpstreamStaleError
 from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer
 from loadbalancer.proxy.headers import Header
 
@@ -136,7 +136,8 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange.answering:
             exchange.broke(UpstreamError(f"{name} broke off in the middle of its answer"))
         else:
-            exchange.broke(UpstreamClosedError(f"{name} broke the connection before it had answered: {why}"))
+            kind = UpstreamStaleError if self.used else UpstreamClosedError
+            exchange.broke(kind(f"{name} broke the connection before it had answered: {why}"))
 
     def pause_writing(self) -> None:
         if self.exchange is not None:

@@ -10,6 +10,7 @@ from loadbalancer.errors import (
     UpstreamClosedError,
     UpstreamError,
     UpstreamRefusedError,
+    UpstreamStaleError,
     UpstreamTimeoutError,
 )
 from loadbalancer.proxy.retry import RetryBudget
@@ -83,6 +84,14 @@ async def test_a_broken_connection_is_forgiven_once() -> None:
     assert await carried(source, UpstreamClosedError, None) == ["S1", "S2"]
     with pytest.raises(UpstreamClosedError):
         await carried(source, UpstreamClosedError, UpstreamClosedError, None)
+
+
+@scenario
+async def test_stale_connections_are_no_attempts() -> None:
+    source = Source(upstream(1), upstream(2), upstream(3))
+    assert await carried(source, UpstreamClosedError, UpstreamStaleError, None) == ["S1", "S2", "S3"]
+    with pytest.raises(UpstreamClosedError):
+        await carried(source, UpstreamStaleError, UpstreamClosedError, UpstreamClosedError)
 
 
 @scenario
