@@ -91,10 +91,7 @@ class Router:
                 failure = error
             finally:
                 upstream.release()
-            try:
-                upstream = self.pick(route) or await self.wait(route)
-            except NoReplicaError:
-                raise failure from None
+            upstream = self.pick(route) or await self.wait(route, failure)
 
     def begin(self, key: str) -> Route:
         """Count a request, and begin its way.
@@ -127,12 +124,25 @@ class Router:
         route.tried = {*route.tried, upstream}
         return True
 
-    async def wait(self, route: Route) -> Upstream:
+    async def wait(self, route: Route, failure: UpstreamError | None = None) -> Upstream:
         """Wait for a replica when there is none.
+
+        Args:
+            route: The request's way so far.
+            failure: How it has failed before, if it has.
 
         Raises:
             NoReplicaError: None came in time, or too many wait already, or none is to come.
+            UpstreamError: It has failed on all that are in rotation.
         """
+        try:
+            return await self._wait(route)
+        except NoReplicaError:
+            if failure is not None and self._source.snapshot.upstreams:
+                raise failure from None
+            raise
+
+    async def _wait(self, route: Route) -> Upstream:
         if self._waiting >= self._size:
             raise NoReplicaError(f"no replica is in rotation, and {self._waiting} requests wait for one")
         self._waiting += 1

@@ -35,7 +35,11 @@ class BreakableEngine:
         if not self.open:
             writer.close()
             return
-        engine_reader, engine_writer = await asyncio.open_unix_connection(SOCKET)
+        try:
+            engine_reader, engine_writer = await asyncio.open_unix_connection(SOCKET)
+        except OSError:  # the engine itself is gone
+            writer.close()
+            return
         self._ends |= {writer, engine_writer}
         await asyncio.gather(self._pump(reader, engine_writer), self._pump(engine_reader, writer))
         self._ends -= {writer, engine_writer}

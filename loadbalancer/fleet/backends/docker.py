@@ -6,6 +6,7 @@ replica's hostname. Reading order: `start`, `stop`, `discard`, then `adopt`.
 """
 
 import asyncio
+import contextlib
 import math
 import re
 from collections import defaultdict
@@ -186,16 +187,24 @@ class DockerBackend:
                 if error.status != NOT_FOUND:
                     raise
                 return
-        if instance.lost.done() and not details["State"]["Running"]:
-            self._dead[_labels(details)[LABEL_HOSTNAME]].append(instance)
-        else:
-            self._in_background(self.stop(instance, 0))
+        spec = _spec_of(details)
+        if spec is None:
+            raise BackendError(f"{details['Name']} has lost the labels that say whose it is")
+        self._dead[spec.hostname].append(instance)
+        if details["State"]["Running"]:
+            self._in_background(self.release(spec))  # it hangs, and would go on using what it has
 
     async def release(self, spec: ReplicaSpec) -> None:
-        """Remove the dead containers of a replica."""
-        for instance in self._dead.pop(spec.hostname, ()):
-            await asyncio.wait({instance.last_words}, timeout=CALL_WITHIN)
-            await self._remove(instance.id)
+        """Remove the dead containers of a replica; what cannot be removed now is left for the next time."""
+        dead = self._dead.get(spec.hostname, [])
+        for instance in tuple(dead):
+            if instance.lost.done():
+                await asyncio.wait({instance.last_words}, timeout=CALL_WITHIN)
+            await self.stop(instance, 0)
+            with contextlib.suppress(ValueError):  # another release was quicker
+                dead.remove(instance)
+        if not dead:
+            self._dead.pop(spec.hostname, None)
 
     # -- within -------------------------------------------------------------------------------------
 

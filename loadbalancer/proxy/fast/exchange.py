@@ -154,10 +154,10 @@ class Exchange:
     async def _waiting(self, failure: UpstreamError | None) -> None:
         assert self._route is not None  # noqa: S101 - only requests for replicas wait
         try:
-            upstream = await self._lane.router.wait(self._route)
-        except NoReplicaError as error:
+            upstream = await self._lane.router.wait(self._route, failure)
+        except (NoReplicaError, UpstreamError) as error:
             self._task = None
-            self._fail(failure or error)
+            self._fail(error)
         else:
             self._task = None
             self._go(upstream)

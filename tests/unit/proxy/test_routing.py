@@ -121,6 +121,16 @@ async def test_a_replacement_takes_what_the_dead_one_dropped() -> None:
 
 
 @scenario
+async def test_who_has_failed_on_replicas_that_are_gone_since_is_told_that_there_are_none() -> None:
+    source = Source(upstream(1))
+    carrying = asyncio.create_task(carried(source, UpstreamClosedError, None))
+    await pass_time(0.1)
+    source.publish()
+    with pytest.raises(NoReplicaError):
+        await carrying
+
+
+@scenario
 async def test_a_request_waits_for_the_first_replica() -> None:
     source = Source()
     carrying = asyncio.create_task(carried(source, None))
