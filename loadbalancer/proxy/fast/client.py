@@ -308,6 +308,8 @@ class ClientConnection(ClientWriter):
             if exchange.answering:
                 self.abort()
                 return
+        if self._waiting and self._waiting[-1] is self._reading:
+            self._waiting.pop()  # its turn has not come, and now never does
         if self._exchange is not None or self._waiting:
             self._waiting.append(error)
         else:

@@ -131,15 +131,21 @@ def mutated(draw: st.DrawFn) -> bytes:
 @settings(max_examples=400, deadline=None)
 @given(mutated(), st.lists(st.integers(0, 400), max_size=6))
 @example(CORPUS[1] * 3, [1, 50, 80])
+@example(CORPUS[0] + CORPUS[2].replace(b"5\r\nhello", b"\x005\r\nhello"), [32])
 def test_requests_are_read_the_same_wherever_they_are_cut(data: bytes, cuts: list[int]) -> None:
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     parts = [data[begin:end] for begin, end in pairwise(places)]
     whole, cut = answered([data]), answered(parts)
     assert set(whole) <= {100, 400, 408, 414, 431, 501, 503}
-    # Who is refused before all of a body has come is not listened to any further: that may be sooner.
+    # A request is answered as soon as its head has come, here with a 503, and the connection ends if its
+    # body has not come by then: so it depends on the cuts whether a bad body is ever looked at.
     one, other = ([status for status in statuses if status != 100] for statuses in (whole, cut))
     length = min(len(one), len(other))
-    assert one[:length] == other[:length]
+    assert one[: length - 1] == other[: length - 1]
+    assert one[length - 1 : length] == other[length - 1 : length] or {one[length - 1], other[length - 1]} == {
+        400,
+        503,
+    }
     assert length or not one
 
 
