@@ -106,8 +106,11 @@ class Front:
             pages = str(Path(folder) / "pages")
             drained = asyncio.Event()
             own = Dispatcher(self.api, self.api)
+            control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            control.bind(pages)
+            control.listen(BACKLOG)  # now, so that the first request finds it, whoever is ready first
             serving = asyncio.create_task(
-                self._serve_by_hypercorn(own, f"unix:{pages}", drained.wait, shutdown)
+                self._serve_by_hypercorn(own, f"fd://{control.detach()}", drained.wait, shutdown)
             )
             try:
                 async with FastLane(self.source, self.settings, self.accounting, pages) as lane:
