@@ -24,11 +24,12 @@ from loadbalancer.fleet.fleet import Fleet
 from loadbalancer.fleet.heartbeat import Prober
 from loadbalancer.fleet.timing import Timing
 from loadbalancer.proxy.accounting import Accounting
+from loadbalancer.proxy.fast.lane import BACKLOG
 from loadbalancer.routing.policies import make_policy
 from loadbalancer.routing.ring import Ring, capacity
 from loadbalancer.routing.snapshot import Snapshot
 from loadbalancer.routing.upstream import Upstream, authority
-from loadbalancer.serving import BACKLOG, Front, Shutdown
+from loadbalancer.serving import Front, Shutdown
 from loadbalancer.settings import IN_IMAGE, Settings, parse_weights
 from loadbalancer.telemetry.events import EventStream
 from loadbalancer.telemetry.journal import Journal

@@ -22,13 +22,10 @@ from hypercorn.typing import ASGIFramework
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.asgi import AsgiLane
 from loadbalancer.proxy.dispatcher import Dispatcher
-from loadbalancer.proxy.fast.lane import FastLane
+from loadbalancer.proxy.fast.lane import BACKLOG, FastLane
 from loadbalancer.proxy.websocket import MAX_MESSAGE
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.settings import Settings
-
-BACKLOG = 4096
-"""Connections that the kernel may hold for us while we are busy: a burst of thousands must not be refused."""
 
 CUT_OFF_WITHIN = 1.0
 """Seconds for connections to end once there is no time left."""

@@ -19,6 +19,10 @@ from loadbalancer.proxy.retry import RetryBudget
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream
 
+KEPT_ALIVE = 1.5
+"""Seconds an idle connection to a replica is kept: less than servers commonly do (Hypercorn and Node 5 s),
+so that a request rarely meets one that the replica is just closing."""
+
 SETTLES_WITHIN = 0.5
 """Seconds in which a replica that breaks its connections because it has died is known to be dead."""
 

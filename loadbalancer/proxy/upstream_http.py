@@ -14,11 +14,8 @@ from loadbalancer.errors import (
     UpstreamUnreachableError,
 )
 from loadbalancer.proxy.headers import Header
+from loadbalancer.proxy.routing import KEPT_ALIVE
 from loadbalancer.routing.upstream import Upstream
-
-KEPT_ALIVE = 1.5
-"""Seconds an idle connection to a replica is kept: less than servers commonly do (Hypercorn and Node 5 s),
-so that a request rarely meets one that the replica is just closing."""
 
 MAX_HEADER_LINE = 32 * 1024
 """Bytes of one header line of a replica's answer."""

@@ -20,15 +20,11 @@ from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.proxy.fast.upstream import Pool
 from loadbalancer.proxy.request import RequestIds
 from loadbalancer.proxy.retry import RetryBudget
-from loadbalancer.proxy.routing import Router
+from loadbalancer.proxy.routing import KEPT_ALIVE, Router
 from loadbalancer.routing.keys import KeyRule
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
-
-KEPT_ALIVE = 1.5
-"""Seconds an idle connection to a replica is kept: less than servers commonly do (Hypercorn and Node 5 s),
-so that a request rarely meets one that the replica is just closing."""
 
 KNOWN_REQUESTS = 4096
 """How many requests are known again."""
