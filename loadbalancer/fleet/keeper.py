@@ -5,7 +5,7 @@
 
 A keeper is never cancelled in the middle of anything: it is told to leave, and looks up from whatever
 it waits for. So nothing half-made stays behind, however the orders come. What others must agree on —
-state, membership, heartbeat counts — it changes only through the `Registry`, which is the fleet.
+state, membership, heartbeat counts — it changes only through the `Registry`, which is the roster.
 """
 
 import asyncio

@@ -147,10 +147,7 @@ class AsgiLane:
                     data=data,
                     allow_redirects=False,
                 )
-                if response.status < 500:
-                    upstream.succeeded()
-                else:
-                    upstream.failed()
+                upstream.answered_with(response.status)
                 try:
                     await self._send_back(response, client, patience, entry)
                 finally:

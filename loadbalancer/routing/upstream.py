@@ -53,6 +53,13 @@ class Upstream:
         if self.in_flight == 0 and self.on_idle is not None:
             self.on_idle()
 
+    def answered_with(self, status: int) -> None:
+        """Note the status of an answer: 500 and above is a failure."""
+        if status < 500:
+            self.succeeded()
+        else:
+            self.failed()
+
     def succeeded(self) -> None:
         """Note an answer below 500."""
         self.answered += 1

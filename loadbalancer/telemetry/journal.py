@@ -26,7 +26,8 @@ class Journal:
         """Note that something has happened to a replica.
 
         Args:
-            event: `adopted`, `starting`, `up`, `missed`, `down`, `draining` or `gone`.
+            event: `adopted`, `starting`, `up`, `missed`, `ejected`, `readmitted`, `down`, `explained`,
+                `draining` or `gone`.
             replica: To whom; its state is already the new one.
             reason: Why, in words, when it is a failure.
         """

@@ -19,7 +19,7 @@ from aiodocker.exceptions import DockerError
 from loadbalancer.errors import BackendError
 from loadbalancer.fleet.backends import reasons
 from loadbalancer.fleet.backends.base import Instance
-from loadbalancer.fleet.backends.engine import NOT_FOUND, engine_call
+from loadbalancer.fleet.backends.engine import engine_call, unless_missing
 
 RECONNECT_AFTER = 0.5
 """Seconds between two attempts to subscribe."""
@@ -193,13 +193,10 @@ class DeathWatch:
             BackendError: The engine does not say.
         """
         async with engine_call("ask how it ended", LAST_WORDS_WITHIN):
-            try:
+            with unless_missing():
                 state = (await self._docker.containers.container(container_id).show())["State"]
-            except DockerError as error:
-                if error.status != NOT_FOUND:
-                    raise
-                return "its container was removed by somebody else"
-        return _how(state["ExitCode"], state["OOMKilled"])
+                return _how(state["ExitCode"], state["OOMKilled"])
+        return "its container was removed by somebody else"
 
     async def why_it_ended(self, container_id: str) -> str:
         """The same with its last words.
@@ -212,15 +209,12 @@ class DeathWatch:
 
     async def _last_words(self, container_id: str) -> str:
         async with engine_call("ask for its last words", LAST_WORDS_WITHIN):
-            try:
+            with unless_missing():
                 container = self._docker.containers.container(container_id)
                 return reasons.last_words(
                     await container.log(stdout=True, stderr=True, tail=reasons.OUTPUT_LINES)
                 )
-            except DockerError as error:
-                if error.status != NOT_FOUND:
-                    raise
-                return ""
+        return ""
 
 
 def _how(code: int, out_of_memory: bool) -> str:

@@ -23,7 +23,7 @@ from loadbalancer.errors import BackendError, BadRequestError
 from loadbalancer.fleet.backends import engine, network
 from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 from loadbalancer.fleet.backends.deaths import DeathWatch
-from loadbalancer.fleet.backends.engine import CALL_WITHIN, CONFLICT, NOT_FOUND, engine_call
+from loadbalancer.fleet.backends.engine import CALL_WITHIN, CONFLICT, NOT_FOUND, engine_call, unless_missing
 from loadbalancer.fleet.backends.ownership import Ownership, this_container
 
 GONE = "-gone-"
@@ -162,11 +162,8 @@ class DockerBackend:
         if grace > 0 and not instance.lost.done():
             patience = math.ceil(grace)
             async with engine_call("stop a replica", within=patience + CALL_WITHIN):
-                try:
+                with unless_missing():
                     await self._docker.containers.container(instance.id).stop(t=patience)
-                except DockerError as error:
-                    if error.status != NOT_FOUND:
-                        raise
         await self._remove(instance.id)
         self._deaths.forget(instance, "stopped")
 
@@ -287,12 +284,9 @@ class DockerBackend:
         return _labels(details).get(LABEL) == self._fleet and not self._deaths.knows(details["Id"])
 
     async def _inspect(self, container: DockerContainer) -> dict[str, Any] | None:
-        try:
+        with unless_missing():
             return await container.show()
-        except DockerError as error:
-            if error.status != NOT_FOUND:
-                raise
-            return None
+        return None
 
     async def _undo(self, creating: "asyncio.Future[DockerContainer]", spec: ReplicaSpec) -> None:
         """Leave nothing of a failed start behind."""
@@ -321,11 +315,8 @@ class DockerBackend:
 
     @staticmethod
     async def _until_removed(container: DockerContainer) -> None:
-        try:
+        with unless_missing():
             await container.wait(condition="removed")
-        except DockerError as error:
-            if error.status != NOT_FOUND:
-                raise
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         async def carry_through() -> None:

@@ -4,8 +4,8 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 from aiodocker import Docker
@@ -39,6 +39,16 @@ def connect() -> Docker:
             f"there is no Docker Engine here{why}: start it, mount its socket, or name it in DOCKER_HOST; "
             "or run replicas as processes with --backend process"
         ) from None
+
+
+@contextmanager
+def unless_missing() -> Iterator[None]:
+    """Pass over calls about what the engine does not know any more."""
+    try:
+        yield
+    except DockerError as error:
+        if error.status != NOT_FOUND:
+            raise
 
 
 @asynccontextmanager

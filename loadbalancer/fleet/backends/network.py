@@ -15,7 +15,7 @@ from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 
 from loadbalancer.errors import BackendError
-from loadbalancer.fleet.backends.engine import NOT_FOUND, engine_call
+from loadbalancer.fleet.backends.engine import NOT_FOUND, engine_call, unless_missing
 
 DEFAULT_BRIDGE = "bridge"
 """Docker's default network: reachable by address, but without names."""
@@ -117,11 +117,8 @@ async def find_ourselves(docker: Docker) -> dict[str, Any]:
     if found := _ID_IN_MOUNTS.search(mounts):
         candidates.insert(0, found[1])
     for candidate in candidates:
-        try:
+        with unless_missing():
             return await docker.containers.container(candidate).show()
-        except DockerError as error:
-            if error.status != NOT_FOUND:
-                raise
     raise BackendError(
         "the load balancer runs in a container that this Docker Engine does not know: "
         "mount the socket of the engine that runs it"

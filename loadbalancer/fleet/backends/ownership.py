@@ -13,10 +13,9 @@ from typing import Any
 
 import structlog
 from aiodocker import Docker
-from aiodocker.exceptions import DockerError
 
 from loadbalancer.errors import BackendError
-from loadbalancer.fleet.backends.engine import NOT_FOUND, engine_call
+from loadbalancer.fleet.backends.engine import engine_call, unless_missing
 
 KIND, WHERE, WHO, SINCE = (f"loadbalancer.owner.{part}" for part in ("kind", "where", "who", "since"))
 CONTAINER, PROCESS = "container", "process"
@@ -78,22 +77,16 @@ class Ownership:
         return {KIND: "", WHERE: "", WHO: "", SINCE: "", **labels}
 
     async def _delete(self) -> None:
-        try:
+        with unless_missing():
             volume = await self._docker.volumes.get(self._name)  # type: ignore[no-untyped-call]
             await volume.delete()
-        except DockerError as error:
-            if error.status != NOT_FOUND:
-                raise
 
     async def _is_alive(self, owner: dict[str, str]) -> bool:
         if owner[KIND] == CONTAINER:
-            try:
+            with unless_missing():
                 state = (await self._docker.containers.container(owner[WHO]).show())["State"]
-            except DockerError as error:
-                if error.status != NOT_FOUND:
-                    raise
-                return False
-            return bool(state["Running"] and state["StartedAt"] == owner[SINCE])
+                return bool(state["Running"] and state["StartedAt"] == owner[SINCE])
+            return False
         if owner[KIND] == PROCESS:
             elsewhere = owner[WHERE] != self._labels[WHERE]
             return elsewhere or _started(owner[WHO]) == owner[SINCE]

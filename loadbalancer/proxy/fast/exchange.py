@@ -238,12 +238,8 @@ class Exchange:
 
     def on_answer(self, status: int, reason: bytes, headers: list[Header]) -> None:
         """The head of the answer has come."""
-        upstream = self.upstream
-        if upstream is not None:
-            if status < 500:
-                upstream.succeeded()
-            else:
-                upstream.failed()
+        if self.upstream is not None:
+            self.upstream.answered_with(status)
         head = answer_head(
             status, reason, headers, method=self.incoming.method, http_1_1=self.incoming.http_1_1
         )
@@ -263,12 +259,8 @@ class Exchange:
 
     def on_whole_answer(self, answer: KnownAnswer, body: bytes) -> None:
         """A whole answer has come, with a head that has been read before."""
-        upstream = self.upstream
-        if upstream is not None:
-            if answer.status < 500:
-                upstream.succeeded()
-            else:
-                upstream.failed()
+        if self.upstream is not None:
+            self.upstream.answered_with(answer.status)
         self.entry.status = answer.status
         self.entry.complete = True
         self.keep_upstream = answer.keep_alive
@@ -290,8 +282,7 @@ class Exchange:
         self._trailers.append((name, value))
 
     def on_answer_end(self) -> None:
-        """The answer is complete, and the replica's connection is no longer ours."""
-        self.up = None
+        """The answer is complete."""
         if self._framing is Framing.CHUNKED:
             trailers = [b"%b: %b\r\n" % trailer for trailer in self._trailers or ()]
             self.client.write(b"".join([b"0\r\n", *trailers, b"\r\n"]))
