@@ -36,7 +36,7 @@ lock: $(VENV)/.installed-dev ## resolve the dependencies of pyproject.toml anew 
 	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
 		--no-header --extra build pyproject.toml --output-file requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
-		--no-header --extra build --extra test --constraint requirements.lock pyproject.toml \
+		--no-header --extra build --extra test --extra analysis --constraint requirements.lock pyproject.toml \
 		--output-file requirements-dev.lock
 
 clean: ## remove the environment and every cache

@@ -6,11 +6,13 @@ The only place that knows every part. Reading order: `run`, `_serve`, `_build`.
 import asyncio
 import os
 import random
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import uvloop
@@ -35,6 +37,7 @@ from loadbalancer.telemetry.events import EventStream
 from loadbalancer.telemetry.journal import Journal
 from loadbalancer.telemetry.logs import configure as configure_logs
 from loadbalancer.telemetry.metrics import Metrics
+from loadbalancer.tls import Certificate, CertificateError
 
 log = structlog.get_logger("loadbalancer")
 
@@ -63,15 +66,16 @@ async def _serve(settings: Settings) -> int:
     shutdown = Shutdown()
     with listener:
         try:
-            async with _build(settings, shutdown) as parts:
+            certificate = _certificate(settings)
+            async with _build(settings, shutdown, certificate) as parts:
                 listener.listen(BACKLOG)  # who connects from now on may wait a moment, but is not refused
                 log.info(
                     "serving",
-                    url=f"http://{authority(settings.host, settings.port)}",
+                    url=f"{'https' if certificate else 'http'}://{authority(settings.host, settings.port)}",
                     backend=parts.backend.name,
                 )
                 await parts.front.serve(listener, shutdown)
-        except BackendError as error:
+        except (BackendError, CertificateError) as error:
             print(f"loadbalancer serve: {error}", file=sys.stderr)
             return 1
     log.info("stopped")
@@ -85,7 +89,9 @@ class _Parts:
 
 
 @asynccontextmanager
-async def _build(settings: Settings, shutdown: Shutdown) -> AsyncIterator[_Parts]:
+async def _build(
+    settings: Settings, shutdown: Shutdown, certificate: Certificate | None
+) -> AsyncIterator[_Parts]:
     """Make every part and join them; at the end, stop the replicas and close what was opened."""
     rng = random.Random()
     metrics = Metrics()
@@ -117,7 +123,7 @@ async def _build(settings: Settings, shutdown: Shutdown) -> AsyncIterator[_Parts
         accounting = Accounting(metrics, access_log=settings.access_log)
         try:
             await fleet.open()
-            yield _Parts(backend, Front(settings, fleet, accounting, api, events.close))
+            yield _Parts(backend, Front(settings, fleet, accounting, api, events.close, certificate))
         finally:
             await _close(fleet, shutdown, keep=settings.on_exit == "keep")
 
@@ -134,6 +140,15 @@ async def _close(fleet: Fleet, shutdown: Shutdown, *, keep: bool) -> None:
         await fleet.close(keep=keep)
     finally:
         hurrying.cancel()
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    """The certificate, read again at each SIGHUP; None if there is to be no TLS."""
+    if not settings.tls_cert:
+        return None
+    certificate = Certificate(Path(settings.tls_cert), Path(settings.tls_key))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.reload)
+    return certificate
 
 
 def _listen(host: str, port: int) -> socket.socket:

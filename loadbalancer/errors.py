@@ -31,6 +31,19 @@ class HeadTooLargeError(BadRequestError):
         self.status = status
 
 
+class BodyTooLargeError(BadRequestError):
+    """The body of a request is beyond the bound.
+
+    Args:
+        limit: The bound, in bytes.
+    """
+
+    status = 413
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the body is longer than {limit} bytes")
+
+
 class HeadTimeoutError(BadRequestError):
     """The head of a request did not come in time."""
 
@@ -60,6 +73,13 @@ class EngineAwayError(BackendError):
 
 class ClosingError(LoadBalancerError):
     """The load balancer is shutting down and changes nothing any more."""
+
+    status = 503
+    headers = (("Retry-After", "1"),)
+
+
+class TooManyConnectionsError(LoadBalancerError):
+    """There are as many connections as there may be."""
 
     status = 503
     headers = (("Retry-After", "1"),)

@@ -87,6 +87,10 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", min_length=1, description="address on which clients connect")
     port: Port = Field(5000, description="port on which clients connect")
+    tls_cert: str = Field(
+        "", description="PEM file with the certificate chain for HTTPS; SIGHUP has it read again"
+    )
+    tls_key: str = Field("", description="PEM file with its private key")
     replicas: int = Field(3, ge=0, description="N, the number of replicas to keep, whatever fails")
     max_replicas: int = Field(100, ge=1, le=1000, description="refuse to grow beyond this many replicas")
     backend: Literal["auto", "docker", "process"] = Field(
@@ -148,6 +152,14 @@ class Settings(BaseModel):
     )
     head_timeout: Seconds = Field(15.0, description="seconds the head of a request may take to come")
     idle_timeout: Seconds = Field(75.0, description="seconds an idle client connection is kept open")
+    max_head: int = Field(
+        32 * 1024, ge=1024, le=1 << 20, description="bytes of a request's line and headers together"
+    )
+    max_headers: int = Field(200, ge=1, le=10_000, description="headers of a request")
+    max_target: int = Field(16 * 1024, ge=1, le=1 << 20, description="bytes of a request's target")
+    max_body: int = Field(0, ge=0, description="bytes of a request's body; 0: no bound")
+    max_connections: int = Field(0, ge=0, description="client connections open at once; 0: no bound")
+    max_client_connections: int = Field(0, ge=0, description="the same from one address; 0: no bound")
     queue_timeout: Patience = Field(
         2.0, description="seconds a request may wait for a replica when none is in rotation"
     )
@@ -224,6 +236,9 @@ def load(options: Mapping[str, Any], config: Path | None, environ: Mapping[str, 
             f"{origin.get('replicas', '--replicas')}: {settings.replicas} is more than "
             f"--max-replicas {settings.max_replicas}"
         )
+    for given, wanting in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(settings, given) and not getattr(settings, wanting):
+            raise SettingsError(f"{origin[given]}: is of no use without {option_name(wanting)}")
     if settings.on_exit == "keep" and settings.effective_backend() == "process":
         raise SettingsError(
             f"{origin.get('on_exit', '--on-exit')}: 'keep' is for containers: processes end with their parent"

@@ -111,11 +111,16 @@ class AsgiLane:
 
     async def _http(self, head: RequestHead, client: Client, entry: Entry) -> None:
         """Have a request answered by a replica, or say why that cannot be."""
-        body = RequestBody(client)
+        body = RequestBody(client, self._settings.max_body)
 
         async def attempt(upstream: Upstream) -> None:
             entry.replica = upstream.hostname
-            await self._exchange(upstream, head, body, client, entry)
+            try:
+                await self._exchange(upstream, head, body, client, entry)
+            except UpstreamError:
+                if body.too_large is None:
+                    raise
+                raise body.too_large from None  # which is not the replica's fault
 
         def repeatable(error: UpstreamError) -> bool:
             return not client.answering and may_repeat(head.method, error, body_at_hand=body.at_hand)

@@ -9,6 +9,7 @@ import httptools
 
 from loadbalancer.errors import (
     BadRequestError,
+    BodyTooLargeError,
     HeadTimeoutError,
     HeadTooLargeError,
     LoadBalancerError,
@@ -42,8 +43,10 @@ class ClientConnection(ClientWriter):
 
     __slots__ = (
         "_body_held",
+        "_body_size",
         "_exchange",
         "_fed",
+        "_handed_over",
         "_head_size",
         "_headers",
         "_in_body",
@@ -70,7 +73,7 @@ class ClientConnection(ClientWriter):
         self.lane = lane
         self.address = ""
         self.address_bytes = b""
-        self.scheme = "http"
+        self.scheme: str = lane.scheme
         self.deadline = math.inf
         self._parser = httptools.HttpRequestParser(self)
         self._headers: list[Header] = []
@@ -81,6 +84,7 @@ class ClientConnection(ClientWriter):
         self._waiting: deque[Incoming | LoadBalancerError] = deque()
         self._exchange: Exchange | None = None
         self._refused = False
+        self._handed_over = False
         self._tunnel: Tunnel | None = None
         self._body_held = False
         self.write_held = False
@@ -88,18 +92,28 @@ class ClientConnection(ClientWriter):
         self._paused = False
         self._messages = 0
         self._head_size = 0
+        self._body_size = 0
         self._last: Incoming | None = None
 
     # -- asyncio.Protocol ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        if not self.lane.admit(self):
-            self.transport.abort()
-            return
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) else ""
         self.address_bytes = self.address.encode()
+        try:
+            self.lane.admit(self)
+        except LoadBalancerError as error:
+            self._refused = True
+            self.write(own_answer(answer(error), close=True, head_only=False))
+            self.transport.close()  # at once, for what is refused must not cost anything
+            return
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() == "h2":
+            self._handed_over = True
+            self.lane.hand_over(self)
+            return
         self.deadline = self.lane.now + self.lane.limits.idle_timeout
 
     def data_received(self, data: bytes) -> None:
@@ -201,6 +215,7 @@ class ClientConnection(ClientWriter):
             upgrade=parser.should_upgrade(),
         )
         self._in_body = True
+        self._body_size = 0
         self._reading = incoming
         if self._exchange is None and not self._waiting:
             self._begin(incoming)
@@ -211,6 +226,11 @@ class ClientConnection(ClientWriter):
         incoming, exchange = self._reading, self._exchange
         if incoming is None:
             return
+        limit = self.lane.limits.body
+        if limit:
+            self._body_size += len(data)
+            if self._body_size > limit:
+                raise BodyTooLargeError(limit)
         if exchange is not None and exchange.incoming is incoming:
             exchange.on_request_body(data)
             self.deadline = self.lane.now + self.lane.limits.idle_timeout
@@ -398,6 +418,8 @@ class ClientConnection(ClientWriter):
 
     def close_when_idle(self) -> None:
         """The lane closes: end now if nothing is in flight, else after the present answer."""
+        if self._handed_over:
+            return
         if self._exchange is None and not self._waiting:
             self.transport.close()
         elif self._tunnel is not None:

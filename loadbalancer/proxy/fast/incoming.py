@@ -9,7 +9,12 @@ built anew from what was parsed.
 import re
 from dataclasses import dataclass, field
 
-from loadbalancer.errors import BadRequestError, HeadTooLargeError, NotImplementedByUsError
+from loadbalancer.errors import (
+    BadRequestError,
+    BodyTooLargeError,
+    HeadTooLargeError,
+    NotImplementedByUsError,
+)
 from loadbalancer.proxy.dispatcher import is_own_target
 from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.proxy.headers import Header, first, split
@@ -86,6 +91,7 @@ def read_head(
     Raises:
         BadRequestError: It is no request that has one meaning.
         HeadTooLargeError: It is too large.
+        BodyTooLargeError: It announces a body that is too large.
         NotImplementedByUsError: It wants something that a load balancer does not do.
     """
     if version not in ("1.1", "1.0"):
@@ -110,6 +116,8 @@ def read_head(
                 raise BadRequestError("the Host header is no host")
         elif name == b"content-length":
             length = int(value)
+            if limits.body and length > limits.body:
+                raise BodyTooLargeError(limits.body)
         elif name == b"transfer-encoding":
             if value.lower() != b"chunked" or chunked:
                 raise NotImplementedByUsError("the only Transfer-Encoding understood here is chunked")

@@ -8,16 +8,20 @@ to just another upstream. There is no task, no timer and no lock for a request: 
 import asyncio
 import random
 import socket
+import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
+from loadbalancer.errors import ClosingError, TooManyConnectionsError
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.fast.client import ClientConnection
 from loadbalancer.proxy.fast.incoming import Incoming
 from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.proxy.fast.upstream import Pool
+from loadbalancer.proxy.http2 import Http2
 from loadbalancer.proxy.request import RequestIds
 from loadbalancer.proxy.retry import RetryBudget
 from loadbalancer.proxy.routing import KEPT_ALIVE, Router
@@ -41,6 +45,7 @@ class FastLane:
         settings: Time-outs, what is hashed, and how long requests may wait for a replica.
         accounting: Where requests are counted and logged.
         control: Path of the Unix socket on which the load balancer's own pages are served.
+        http2: Takes the connections that speak HTTP/2, which only those with TLS can choose.
         rng: Source of made-up request ids.
     """
 
@@ -50,14 +55,10 @@ class FastLane:
         settings: Settings,
         accounting: Accounting,
         control: str,
+        http2: Http2 | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        self.limits = Limits(
-            head_timeout=settings.head_timeout,
-            idle_timeout=settings.idle_timeout,
-            response_timeout=settings.response_timeout,
-            connect_timeout=settings.connect_timeout,
-        )
+        self.limits = Limits.of(settings)
         self.ids = RequestIds(rng or random.Random())
         self.rule = KeyRule.parse(settings.hash_on)
         self.router = Router(source, RetryBudget(self._time), settings.queue_timeout, settings.queue_size)
@@ -69,8 +70,11 @@ class FastLane:
         self.known: dict[bytes, Incoming] = {}
         """Requests without a body that have been read before, by their bytes: each has one reading."""
         self.accounting = accounting
+        self.scheme: str = "http"
+        self._http2 = http2
         self._pools: dict[Upstream, Pool] = {}
         self._clients: set[ClientConnection] = set()
+        self._from_address: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
@@ -94,15 +98,21 @@ class FastLane:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def listen(self, listener: socket.socket) -> None:
+    async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Take connections.
 
         Args:
             listener: A bound socket.
+            tls: What they are encrypted by; None: they are not.
         """
         loop = asyncio.get_running_loop()
+        self.scheme = "http" if tls is None else "https"
         self._server = await loop.create_server(
-            lambda: ClientConnection(self), sock=listener, backlog=BACKLOG
+            lambda: ClientConnection(self),
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else self.limits.head_timeout,
         )
 
     async def drain(self, patience: float) -> None:
@@ -114,6 +124,8 @@ class FastLane:
         self.closing = True
         if self._server is not None:
             self._server.close()
+        if self._http2 is not None:
+            await self._http2.drain()
         for client in tuple(self._clients):
             client.close_when_idle()
         if self._clients:
@@ -125,19 +137,45 @@ class FastLane:
 
     # -- for connections and exchanges -----------------------------------------------------------------
 
-    def admit(self, client: ClientConnection) -> bool:
-        """Count a new connection; say whether there is room for it."""
-        if self.closing or (self.limits.connections and len(self._clients) >= self.limits.connections):
-            return False
+    def admit(self, client: ClientConnection) -> None:
+        """Count a new connection.
+
+        Raises:
+            ClosingError: There are to be no new ones.
+            TooManyConnectionsError: There is no room for it.
+        """
+        limits = self.limits
+        if self.closing:
+            raise ClosingError("the load balancer is shutting down")
+        if limits.connections and len(self._clients) >= limits.connections:
+            raise TooManyConnectionsError(f"there are {limits.connections} connections already")
+        if limits.client_connections:
+            if self._from_address[client.address] >= limits.client_connections:
+                raise TooManyConnectionsError(
+                    f"there are {limits.client_connections} connections from {client.address} already"
+                )
+            self._from_address[client.address] += 1
         self._clients.add(client)
         self._empty.clear()
-        return True
 
     def forget(self, client: ClientConnection) -> None:
-        """It has ended."""
-        self._clients.discard(client)
+        """It has ended, or was not admitted."""
+        if client not in self._clients:
+            return
+        self._clients.remove(client)
+        if self.limits.client_connections:
+            self._from_address[client.address] -= 1
+            if not self._from_address[client.address]:
+                del self._from_address[client.address]
         if not self._clients:
             self._empty.set()
+
+    def hand_over(self, client: ClientConnection) -> None:
+        """It speaks HTTP/2."""
+        if self._http2 is None:
+            client.abort()
+            return
+        self.spawn(self._http2.serve(client.transport)).add_done_callback(lambda _: self.forget(client))
 
     def remember(self, data: bytes, incoming: Incoming) -> None:
         """Know a request again."""

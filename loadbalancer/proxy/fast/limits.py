@@ -1,6 +1,9 @@
 """What a client may ask of the fast lane: bounds on size, number and time."""
 
 from dataclasses import dataclass
+from typing import Self
+
+from loadbalancer.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,18 +14,38 @@ class Limits:
         head: Bytes of a request's line and headers together.
         headers: Headers of a request.
         target: Bytes of its target.
+        body: Bytes of its body; 0: no bound.
         head_timeout: Seconds for a head to come, from its first byte.
         idle_timeout: Seconds between two requests, or two parts of a body, or until an answer is taken.
         response_timeout: Seconds a replica may be silent.
         connect_timeout: Seconds to connect to a replica.
         connections: Open client connections in all; 0: no bound.
+        client_connections: The same from one address.
     """
 
-    head: int = 32 * 1024
-    headers: int = 200
-    target: int = 16 * 1024
-    head_timeout: float = 15.0
-    idle_timeout: float = 75.0
-    response_timeout: float = 60.0
-    connect_timeout: float = 1.0
-    connections: int = 0
+    head: int
+    headers: int
+    target: int
+    body: int
+    head_timeout: float
+    idle_timeout: float
+    response_timeout: float
+    connect_timeout: float
+    connections: int
+    client_connections: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The bounds that the options say."""
+        return cls(
+            head=settings.max_head,
+            headers=settings.max_headers,
+            target=settings.max_target,
+            body=settings.max_body,
+            head_timeout=settings.head_timeout,
+            idle_timeout=settings.idle_timeout,
+            response_timeout=settings.response_timeout,
+            connect_timeout=settings.connect_timeout,
+            connections=settings.max_connections,
+            client_connections=settings.max_client_connections,
+        )

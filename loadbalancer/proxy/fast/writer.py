@@ -54,8 +54,11 @@ class ClientWriter(asyncio.Protocol):
 
     def close_half(self) -> None:
         """Nothing more comes from the replica."""
+        if not self.transport.can_write_eof():
+            self.close()  # TLS, as asyncio has it, knows no half of a connection
+            return
         self.uncork()
-        if self.transport.can_write_eof() and not self.transport.is_closing():
+        if not self.transport.is_closing():
             self.transport.write_eof()
 
     def close(self) -> None:

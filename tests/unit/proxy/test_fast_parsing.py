@@ -35,6 +35,8 @@ CORPUS = [
     b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
 ]
 
+LIMITS = Limits.of(Settings.model_validate({}))
+
 ODD_BYTES = [
     b"\x00",
     b"\r",
@@ -78,7 +80,7 @@ class Transport:
     def resume_reading(self) -> None: ...
 
     def get_extra_info(self, name: str) -> Any:
-        return ("192.0.2.1", 1)
+        return ("192.0.2.1", 1) if name == "peername" else None
 
 
 class Nobody:
@@ -97,7 +99,7 @@ def answered(parts: Sequence[bytes]) -> list[int]:
     async def main() -> list[int]:
         accounting = Accounting(Metrics(), access_log=False)
         async with FastLane(
-            Nobody(), Settings.model_validate({}), accounting, "/nowhere", random.Random(1)
+            Nobody(), Settings.model_validate({}), accounting, "/nowhere", rng=random.Random(1)
         ) as lane:
             client, transport = ClientConnection(lane), Transport()
             client.connection_made(transport)  # type: ignore[arg-type]
@@ -167,7 +169,7 @@ def test_no_head_reaches_a_replica_but_what_was_parsed() -> None:
             (b"X-Forwarded-Proto", b"gopher"),
             (b"X-Kept", b" padded \t"),
         ],
-        Limits(),
+        LIMITS,
         scheme=b"http",
         keep_alive=False,
         upgrade=False,
@@ -228,7 +230,7 @@ def test_reading_a_head_fails_only_in_words(
             target,
             version,
             headers,
-            Limits(),
+            LIMITS,
             scheme=b"http",
             keep_alive=True,
             upgrade=False,

@@ -1,0 +1,49 @@
+"""HTTP/2 beside the fast lane: connections that chose it by ALPN are served by Hypercorn and the ASGI lane.
+
+The fast lane accepts every connection and does the TLS; those that speak HTTP/2 (RFC 9113) it hands over
+here as they are. Hypercorn's server for one connection is used as its own listener would use it.
+"""
+
+import asyncio
+
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.typing import ASGIFramework, LifespanState
+from hypercorn.utils import wrap_app
+
+READ_AHEAD = 64 * 1024
+"""Bytes that are read from a client before Hypercorn wants them."""
+
+
+class Http2:
+    """Serves connections that are handed over.
+
+    Args:
+        app: Answers the requests.
+        config: Hypercorn's options.
+    """
+
+    def __init__(self, app: ASGIFramework, config: HypercornConfig) -> None:
+        self._app = wrap_app(app, config.wsgi_max_body_size, "asgi")
+        self._config = config
+        self._context = WorkerContext(None)
+        self._state: LifespanState = {}
+
+    async def serve(self, transport: asyncio.Transport) -> None:
+        """Serve a connection until it ends.
+
+        Args:
+            transport: The connection, from which nothing has been read.
+        """
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(READ_AHEAD, loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        protocol.connection_made(transport)
+        transport.set_protocol(protocol)
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        await TCPServer(self._app, loop, self._config, self._context, self._state, reader, writer)
+
+    async def drain(self) -> None:
+        """Take no more requests: connections end when nothing is in flight on them."""
+        await self._context.terminated.set()
