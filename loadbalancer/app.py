@@ -7,12 +7,10 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 import uvloop
@@ -25,12 +23,11 @@ from loadbalancer.fleet.backends.process import ProcessBackend
 from loadbalancer.fleet.fleet import Fleet
 from loadbalancer.fleet.heartbeat import Prober
 from loadbalancer.fleet.timing import Timing
+from loadbalancer.listening import bind
 from loadbalancer.proxy.accounting import Accounting
-from loadbalancer.proxy.fast.lane import BACKLOG
-from loadbalancer.routing.policies import make_policy
-from loadbalancer.routing.ring import Ring, capacity
-from loadbalancer.routing.snapshot import Snapshot
-from loadbalancer.routing.upstream import Upstream, authority
+from loadbalancer.routing.ring import capacity
+from loadbalancer.routing.snapshot import snapshot_maker
+from loadbalancer.routing.upstream import authority
 from loadbalancer.serving import Front, Shutdown
 from loadbalancer.settings import IN_IMAGE, Settings, parse_weights
 from loadbalancer.telemetry.events import EventStream
@@ -57,29 +54,32 @@ def run(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    try:
-        listener = _listen(settings.host, settings.port)
-    except OSError as error:
-        where = authority(settings.host, settings.port)
-        print(f"loadbalancer serve: cannot listen on {where}: {error.strerror}", file=sys.stderr)
-        return 1
-    shutdown = Shutdown()
-    with listener:
+    with ExitStack() as stack:
+        try:
+            listeners = stack.enter_context(bind(settings.host, settings.port, settings.workers))
+        except OSError as error:
+            where = authority(settings.host, settings.port)
+            return _fail(f"cannot listen on {where}: {error.strerror}")
+        shutdown = Shutdown()
         try:
             certificate = _certificate(settings)
             async with _build(settings, shutdown, certificate) as parts:
-                listener.listen(BACKLOG)  # who connects from now on may wait a moment, but is not refused
+                listeners.listen()
                 log.info(
                     "serving",
                     url=f"{'https' if certificate else 'http'}://{authority(settings.host, settings.port)}",
                     backend=parts.backend.name,
                 )
-                await parts.front.serve(listener, shutdown)
+                await parts.front.serve(listeners, shutdown)
         except (BackendError, CertificateError) as error:
-            print(f"loadbalancer serve: {error}", file=sys.stderr)
-            return 1
+            return _fail(str(error))
     log.info("stopped")
     return 0
+
+
+def _fail(reason: str) -> int:
+    print(f"loadbalancer serve: {reason}", file=sys.stderr)
+    return 1
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ async def _build(
             backend,
             prober,
             Journal(events, metrics),
-            _snapshot_maker(settings, rng),
+            snapshot_maker(settings.policy, settings.ring, settings.load_factor, rng),
             replicas=settings.replicas,
             capacity=_room(settings),
             timing=Timing(
@@ -144,29 +144,10 @@ async def _close(fleet: Fleet, shutdown: Shutdown, *, keep: bool) -> None:
 
 def _certificate(settings: Settings) -> Certificate | None:
     """The certificate, read again at each SIGHUP; None if there is to be no TLS."""
-    if not settings.tls_cert:
-        return None
-    certificate = Certificate(Path(settings.tls_cert), Path(settings.tls_key))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.reload)
+    certificate = Certificate.of(settings)
+    if certificate is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.reload)
     return certificate
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Bind before anything is started, so that a taken port costs no replica its life."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise OSError(error.errno, error.strerror) from error
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 def _make_backend(settings: Settings) -> Backend:
@@ -186,17 +167,3 @@ def _room(settings: Settings) -> int:
     if settings.policy != "consistent-hash":
         return settings.max_replicas
     return min(settings.max_replicas, capacity(settings.ring))
-
-
-def _snapshot_maker(settings: Settings, rng: random.Random) -> Callable[[Sequence[Upstream]], Snapshot]:
-    # Each ring is made from the one before: that costs a fraction of building it anew.
-    ring = Ring.build(settings.ring, ())
-
-    def make(upstreams: Sequence[Upstream]) -> Snapshot:
-        nonlocal ring
-        if settings.policy == "consistent-hash":
-            ring = ring.changed_to(upstream.number for upstream in upstreams)
-        policy = make_policy(settings.policy, upstreams, ring=ring, load_factor=settings.load_factor, rng=rng)
-        return Snapshot(tuple(upstreams), policy, rng)
-
-    return make

@@ -1,54 +1,40 @@
 """Serving clients on the port, by one lane or the other, until told to stop.
 
-The fast lane takes the port itself, and Hypercorn serves the load balancer's own pages on a private Unix
-socket behind it. With the ASGI lane Hypercorn takes the port, and the dispatcher stands in front of both.
+The fast lane takes the port itself, in this process or in workers, and Hypercorn serves the load
+balancer's own pages on a private Unix socket behind it. With the ASGI lane Hypercorn takes the port, and
+the dispatcher stands in front of both.
 """
 
 import asyncio
-import logging
 import signal
 import socket
-import ssl
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import hypercorn.asyncio
 import structlog
-from hypercorn.config import Config as HypercornConfig
 from hypercorn.typing import ASGIFramework
 
+from loadbalancer.listening import BACKLOG, Listeners
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.asgi import AsgiLane
 from loadbalancer.proxy.dispatcher import Dispatcher
-from loadbalancer.proxy.fast.lane import BACKLOG, FastLane
-from loadbalancer.proxy.http2 import Http2
-from loadbalancer.proxy.websocket import MAX_MESSAGE
+from loadbalancer.proxy.fast.lane import FastLane
+from loadbalancer.proxy.http2 import Http2, open_http2
+from loadbalancer.proxy.hypercorn_options import HypercornOptions
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.settings import Settings
 from loadbalancer.tls import Certificate
+from loadbalancer.workers.crew import Crew, Employer
+from loadbalancer.workers.succession import announce, name_of
 
 CUT_OFF_WITHIN = 1.0
 """Seconds for connections to end once there is no time left."""
 
 log = structlog.get_logger("loadbalancer")
-
-
-class _Config(HypercornConfig):
-    """Hypercorn's options, with a certificate that can be renewed."""
-
-    def __init__(self, certificate: Certificate | None) -> None:
-        super().__init__()
-        self._certificate = certificate
-
-    @property
-    def ssl_enabled(self) -> bool:
-        return self._certificate is not None
-
-    def create_ssl_context(self) -> ssl.SSLContext | None:
-        return self._certificate.context if self._certificate is not None else None
 
 
 class Shutdown:
@@ -67,6 +53,13 @@ class Shutdown:
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self.hurried.wait()
+
+    async def unless_hurried(self, work: Awaitable[None]) -> None:
+        """Wait for something to be done, but not when there is a hurry."""
+        tasks = {asyncio.ensure_future(work), asyncio.ensure_future(self.hurried.wait())}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
 
     def _signalled(self) -> None:
         (self.hurried if self.asked.is_set() else self.asked).set()
@@ -92,17 +85,19 @@ class Front:
     when_stopping: Callable[[], None]
     certificate: Certificate | None = None
 
-    async def serve(self, listener: socket.socket, shutdown: Shutdown) -> None:
+    async def serve(self, listeners: Listeners, shutdown: Shutdown) -> None:
         """Serve until told to stop; then let requests in flight end, for as long as replicas may drain.
 
         Args:
-            listener: A bound socket.
+            listeners: Bound sockets: one, or one for each worker.
             shutdown: Says when to stop, and when to hurry.
         """
         if self.settings.lane == "asgi":
-            await self._serve_asgi(listener, shutdown)
+            await self._serve_asgi(listeners.sockets[0], shutdown)
+        elif self.settings.workers == 1:
+            await self._serve_fast(listeners.sockets[0], shutdown)
         else:
-            await self._serve_fast(listener, shutdown)
+            await self._serve_by_workers(listeners, shutdown)
 
     async def _serve_asgi(self, listener: socket.socket, shutdown: Shutdown) -> None:
         async with AsgiLane(self.source, self.settings, self.accounting) as lane:
@@ -113,32 +108,57 @@ class Front:
                 dispatcher.closing = True
                 self._stopping()
 
-            config = self._hypercorn_config(listener, self.certificate)
-            await self._serve_by_hypercorn(dispatcher, config, until_stopped, shutdown)
+            options = HypercornOptions(self.settings, [f"fd://{listener.detach()}"], self.certificate)
+            await self._serve_by_hypercorn(dispatcher, options, until_stopped, shutdown)
 
     async def _serve_fast(self, listener: socket.socket, shutdown: Shutdown) -> None:
+        async with (
+            self._own_pages(shutdown) as pages,
+            self._http2() as http2,
+            FastLane(self.source, self.settings, self.accounting, pages, http2) as lane,
+        ):
+            await lane.listen(listener, self.certificate.context if self.certificate else None)
+            await shutdown.asked.wait()
+            self._stopping()
+            await shutdown.unless_hurried(lane.drain(self.settings.drain_timeout))
+
+    async def _serve_by_workers(self, listeners: Listeners, shutdown: Shutdown) -> None:
+        # Replicas that are processes end with the control plane, and so must its workers.
+        outlived = self.settings.effective_backend() == "docker" and listeners.succession is not None
+        async with self._own_pages(shutdown) as pages:
+            employer = Employer(
+                self.source,
+                self.settings,
+                self.accounting.metrics,
+                pages,
+                name_of(listeners.succession) if outlived and listeners.succession else "",
+            )
+            async with Crew(employer, listeners.sockets) as crew:
+                if self.certificate is not None:
+                    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, crew.reload)
+                announcing = asyncio.create_task(_announce(crew, listeners))
+                await shutdown.asked.wait()
+                announcing.cancel()
+                await asyncio.gather(announcing, return_exceptions=True)
+                self._stopping()
+                for listener in listeners.sockets:
+                    listener.close()  # the workers have them still, and close them when they drain
+                await shutdown.unless_hurried(crew.drain(self.settings.drain_timeout))
+
+    @asynccontextmanager
+    async def _own_pages(self, shutdown: Shutdown) -> AsyncIterator[str]:
+        """Serve the load balancer's own pages on a Unix socket, whose path this is."""
         with tempfile.TemporaryDirectory(prefix="loadbalancer-") as folder:
-            pages = str(Path(folder) / "pages")
+            path = str(Path(folder) / "pages")
+            control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            control.bind(path)
+            control.listen(BACKLOG)  # now, so that the first request finds it, whoever is ready first
             drained = asyncio.Event()
             own = Dispatcher(self.api, self.api)
-            control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            control.bind(pages)
-            control.listen(BACKLOG)  # now, so that the first request finds it, whoever is ready first
-            config = self._hypercorn_config(control)
-            serving = asyncio.create_task(self._serve_by_hypercorn(own, config, drained.wait, shutdown))
+            options = HypercornOptions(self.settings, [f"fd://{control.detach()}"])
+            serving = asyncio.create_task(self._serve_by_hypercorn(own, options, drained.wait, shutdown))
             try:
-                async with (
-                    self._http2() as http2,
-                    FastLane(self.source, self.settings, self.accounting, pages, http2) as lane,
-                ):
-                    await lane.listen(listener, self.certificate.context if self.certificate else None)
-                    await shutdown.asked.wait()
-                    self._stopping()
-                    draining = asyncio.create_task(lane.drain(self.settings.drain_timeout))
-                    hurried = asyncio.create_task(shutdown.hurried.wait())
-                    await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
-                    for task in (draining, hurried):
-                        task.cancel()
+                yield path
             finally:
                 drained.set()
                 await serving
@@ -149,38 +169,22 @@ class Front:
         if self.certificate is None:
             yield None
             return
-        async with AsgiLane(self.source, self.settings, self.accounting) as lane:
-            yield Http2(Dispatcher(self.api, lane), self._hypercorn_config())
+        async with open_http2(self.source, self.settings, self.accounting, self.api) as http2:
+            yield http2
 
     def _stopping(self) -> None:
         log.info("stopping")
         self.when_stopping()
 
-    def _hypercorn_config(
-        self, listener: socket.socket | None = None, certificate: Certificate | None = None
-    ) -> HypercornConfig:
-        settings = self.settings
-        config = _Config(certificate)
-        config.bind = [] if listener is None else [f"fd://{listener.detach()}"]
-        config.backlog = BACKLOG
-        config.graceful_timeout = settings.drain_timeout
-        config.keep_alive_timeout = settings.idle_timeout
-        config.h11_max_incomplete_size = settings.max_head
-        config.websocket_max_message_size = MAX_MESSAGE
-        # The replicas' answers pass as they are; ours bring their own date.
-        config.include_server_header = config.include_date_header = False
-        config.errorlog = logging.getLogger("hypercorn.error")
-        return config
-
     async def _serve_by_hypercorn(
         self,
         app: Dispatcher,
-        config: HypercornConfig,
+        options: HypercornOptions,
         until_stopped: Callable[..., object],
         shutdown: Shutdown,
     ) -> None:
         serving = asyncio.create_task(
-            hypercorn.asyncio.serve(app, config, shutdown_trigger=until_stopped)  # type: ignore[arg-type]
+            hypercorn.asyncio.serve(app, options, shutdown_trigger=until_stopped)  # type: ignore[arg-type]
         )
         out_of_time = asyncio.create_task(shutdown.out_of_time(self.settings.drain_timeout + CUT_OFF_WITHIN))
         await asyncio.wait({serving, out_of_time}, return_when=asyncio.FIRST_COMPLETED)
@@ -189,3 +193,12 @@ class Front:
             serving.cancel()
             # A client that reads nothing of its answer holds even this up; closing the loop cuts it off.
             await asyncio.wait({serving}, timeout=CUT_OFF_WITHIN)
+
+
+async def _announce(crew: Crew, listeners: Listeners) -> None:
+    """Once all workers serve, tell those of a predecessor that they may go."""
+    await crew.ready()
+    log.info("workers ready", workers=len(listeners.sockets))
+    if listeners.succession is not None:
+        async with await announce(listeners.succession) as server:
+            await server.serve_forever()

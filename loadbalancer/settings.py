@@ -8,6 +8,7 @@ below, so a new setting is one new field.
 import os
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,6 +123,9 @@ class Settings(BaseModel):
     )
     lane: Literal["fast", "asgi"] = Field(
         "fast", description="what carries requests: our own HTTP/1.1, or Hypercorn, Quart and aiohttp"
+    )
+    workers: int = Field(
+        1, ge=1, le=64, description="fast lane: processes that carry requests; 1: the load balancer's own"
     )
     policy: Literal[
         "consistent-hash",
@@ -239,6 +243,8 @@ def load(options: Mapping[str, Any], config: Path | None, environ: Mapping[str, 
     for given, wanting in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(settings, given) and not getattr(settings, wanting):
             raise SettingsError(f"{origin[given]}: is of no use without {option_name(wanting)}")
+    if settings.workers > 1 and (settings.lane == "asgi" or sys.platform != "linux"):
+        raise SettingsError(f"{origin['workers']}: more than one worker is for the fast lane, on Linux")
     if settings.on_exit == "keep" and settings.effective_backend() == "process":
         raise SettingsError(
             f"{origin.get('on_exit', '--on-exit')}: 'keep' is for containers: processes end with their parent"

@@ -2,8 +2,11 @@
 
 import ssl
 from pathlib import Path
+from typing import Self
 
 import structlog
+
+from loadbalancer.settings import Settings
 
 log = structlog.get_logger("loadbalancer")
 
@@ -35,6 +38,11 @@ class Certificate:
         self.context.options |= ssl.OP_NO_COMPRESSION
         self.context.set_alpn_protocols(PROTOCOLS)
         self._load()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self | None:
+        """The certificate that the options name, or None if they name none."""
+        return cls(Path(settings.tls_cert), Path(settings.tls_key)) if settings.tls_cert else None
 
     def reload(self) -> None:
         """Read both files again, for the connections that come from now on; keep what was if they are bad."""

@@ -275,7 +275,7 @@ class Keeper:
         upstream = self.replica.upstream
         if upstream is None:
             return
-        if upstream.in_flight:
+        if upstream.busy:
             idle = asyncio.Event()
             upstream.on_idle = idle.set
             await first_of(self._hurry, work=idle.wait(), timeout=self._timing.drain)

@@ -4,13 +4,13 @@ This is the state that the fleet's lock guards. It changes here and nowhere else
 code at a time, and is told to the observer as it changes.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from loadbalancer.fleet.backends.base import Instance
 from loadbalancer.fleet.lock import FleetLock
+from loadbalancer.fleet.publication import Publication
 from loadbalancer.fleet.replica import Replica, State
 from loadbalancer.fleet.state import FleetState, ReplicaState
 from loadbalancer.routing.snapshot import Snapshot
@@ -35,10 +35,9 @@ class Roster:
     def __init__(self, observer: Observer, make_snapshot: Callable[[Sequence[Upstream]], Snapshot]) -> None:
         self.lock = FleetLock()
         self.replicas: dict[str, Replica] = {}
-        self.snapshot = make_snapshot(())
         self._observer = observer
         self._make_snapshot = make_snapshot
-        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._publication = Publication(make_snapshot(()))
 
     # -- to be read ---------------------------------------------------------------------------------
 
@@ -52,9 +51,14 @@ class Roster:
         count = Counter(replica.shown_state for replica in self.replicas.values())
         return {state.value: count[state.value] for state in State if state is not State.GONE}
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot that requests go by."""
+        return self._publication.snapshot
+
     async def next_snapshot(self) -> None:
         """Return when another snapshot has been published."""
-        await asyncio.shield(self._changed)
+        await self._publication.next_snapshot()
 
     async def members(self) -> list[str]:
         """The hostnames of the N, in the order of their ring numbers."""
@@ -79,12 +83,9 @@ class Roster:
         self._observer.replica_event(state.value, replica, reason)
 
     def publish(self) -> None:
-        """Let requests go by what is in rotation now: one assignment."""
-        self.snapshot = self._make_snapshot(
-            [r.upstream for r in self._in_order() if r.serves and r.upstream is not None]
-        )
-        changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
-        changed.set_result(None)
+        """Let requests go by what is in rotation now."""
+        serving = [r.upstream for r in self._in_order() if r.serves and r.upstream is not None]
+        self._publication.publish(self._make_snapshot(serving))
 
     # -- what keepers report (see `keeper.Registry`); these take the lock themselves -------------------
 

@@ -35,12 +35,12 @@ class Accounting:
     """
 
     def __init__(self, metrics: Metrics, *, access_log: bool) -> None:
-        self._metrics = metrics
+        self.metrics = metrics
         self._access_log = access_log
 
     def begin(self) -> None:
         """Count a request that has come."""
-        self._metrics.in_flight += 1
+        self.metrics.in_flight += 1
 
     def end(self, describe: Callable[[], RequestHead], entry: Entry, seconds: float) -> None:
         """Count and log a request that has ended.
@@ -50,8 +50,8 @@ class Accounting:
             entry: What became of it.
             seconds: How long it took.
         """
-        self._metrics.in_flight -= 1
-        self._metrics.count(entry.replica, entry.status, seconds)
+        self.metrics.in_flight -= 1
+        self.metrics.count(entry.replica, entry.status, seconds)
         if self._access_log:
             head = describe()
             _log.info(

@@ -85,7 +85,9 @@ class AsgiLane:
         """The connections to a replica: a pool for each, which goes when the replica goes."""
         session = self._sessions.get(upstream)
         if session is None:
-            session = self._sessions[upstream] = open_session(self._settings.connect_timeout, [keep_refusals])
+            session = self._sessions[upstream] = open_session(
+                upstream, self._settings.connect_timeout, [keep_refusals]
+            )
             upstream.on_retired.append(lambda: self._let_go(upstream))
         return session
 

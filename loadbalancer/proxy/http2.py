@@ -5,12 +5,20 @@ here as they are. Hypercorn's server for one connection is used as its own liste
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
-from hypercorn.config import Config as HypercornConfig
 from hypercorn.typing import ASGIFramework, LifespanState
 from hypercorn.utils import wrap_app
+
+from loadbalancer.proxy.accounting import Accounting
+from loadbalancer.proxy.asgi import AsgiLane
+from loadbalancer.proxy.dispatcher import Dispatcher
+from loadbalancer.proxy.hypercorn_options import HypercornOptions
+from loadbalancer.routing.snapshot import SnapshotSource
+from loadbalancer.settings import Settings
 
 READ_AHEAD = 64 * 1024
 """Bytes that are read from a client before Hypercorn wants them."""
@@ -21,12 +29,12 @@ class Http2:
 
     Args:
         app: Answers the requests.
-        config: Hypercorn's options.
+        options: Hypercorn's.
     """
 
-    def __init__(self, app: ASGIFramework, config: HypercornConfig) -> None:
-        self._app = wrap_app(app, config.wsgi_max_body_size, "asgi")
-        self._config = config
+    def __init__(self, app: ASGIFramework, options: HypercornOptions) -> None:
+        self._app = wrap_app(app, options.wsgi_max_body_size, "asgi")
+        self._options = options
         self._context = WorkerContext(None)
         self._state: LifespanState = {}
 
@@ -42,8 +50,24 @@ class Http2:
         protocol.connection_made(transport)
         transport.set_protocol(protocol)
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        await TCPServer(self._app, loop, self._config, self._context, self._state, reader, writer)
+        await TCPServer(self._app, loop, self._options, self._context, self._state, reader, writer)
 
     async def drain(self) -> None:
         """Take no more requests: connections end when nothing is in flight on them."""
         await self._context.terminated.set()
+
+
+@asynccontextmanager
+async def open_http2(
+    source: SnapshotSource, settings: Settings, accounting: Accounting, pages: ASGIFramework
+) -> AsyncIterator[Http2]:
+    """Make what the fast lane hands its HTTP/2 connections over to.
+
+    Args:
+        source: Publishes the snapshots that requests go by.
+        settings: The options.
+        accounting: Where requests are counted and logged.
+        pages: Answers for the load balancer's own paths.
+    """
+    async with AsgiLane(source, settings, accounting) as lane:
+        yield Http2(Dispatcher(pages, lane), HypercornOptions(settings))

@@ -27,16 +27,19 @@ log = structlog.get_logger("loadbalancer.proxy")
 
 
 def open_session(
-    connect_timeout: float, middlewares: Sequence[aiohttp.ClientMiddlewareType] = ()
+    upstream: Upstream, connect_timeout: float, middlewares: Sequence[aiohttp.ClientMiddlewareType] = ()
 ) -> aiohttp.ClientSession:
-    """The session that all requests share: as many connections as it takes, nothing added or decoded.
+    """The session that all requests to a replica share: as many connections as it takes, nothing added.
 
     Args:
+        upstream: The replica; one without a port listens on a Unix socket.
         connect_timeout: Seconds to connect to a replica.
         middlewares: Steps that each request passes through.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE)
+        if upstream.port
+        else aiohttp.UnixConnector(upstream.host, limit=0, keepalive_timeout=KEPT_ALIVE),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,

@@ -6,11 +6,12 @@ await. Requests that began under an older snapshot keep the upstream that they h
 """
 
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from loadbalancer.routing.policies import Policy
+from loadbalancer.routing.policies import Policy, make_policy
+from loadbalancer.routing.ring import Ring
 from loadbalancer.routing.upstream import Upstream
 
 
@@ -34,6 +35,30 @@ class Snapshot:
             return upstream
         # One that has just recovered leaves some of its requests to the next.
         return self.policy.pick(key, {*tried, upstream}) or upstream
+
+
+def snapshot_maker(
+    policy: str, ring: str, load_factor: float, rng: random.Random
+) -> Callable[[Sequence[Upstream]], Snapshot]:
+    """What builds one snapshot after the other.
+
+    Args:
+        policy: As in the option `--policy`.
+        ring: As in the option `--ring`.
+        load_factor: Bound of a replica's load relative to the mean, 0 for none.
+        rng: Source of random choices.
+    """
+    # Each ring is made from the one before: that costs a fraction of building it anew.
+    present = Ring.build(ring, ())
+
+    def make(upstreams: Sequence[Upstream]) -> Snapshot:
+        nonlocal present
+        if policy == "consistent-hash":
+            present = present.changed_to(upstream.number for upstream in upstreams)
+        chooser = make_policy(policy, upstreams, ring=present, load_factor=load_factor, rng=rng)
+        return Snapshot(tuple(upstreams), chooser, rng)
+
+    return make
 
 
 class SnapshotSource(Protocol):

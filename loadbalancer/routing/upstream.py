@@ -17,8 +17,8 @@ class Upstream:
     Args:
         hostname: Its name in the fleet, as `/rep` lists it.
         number: Its number on the ring: 1, 2, 3 … in the order of joining.
-        host: Address to connect to.
-        port: Port to connect to.
+        host: Address to connect to, or the path of a Unix socket.
+        port: Port to connect to; 0 for a Unix socket.
         weight: Its share of the requests relative to the others', for the weighted policy.
     """
 
@@ -32,6 +32,8 @@ class Upstream:
     """Answers below 500 that it has begun: proof of life while heartbeats queue behind requests."""
     failures: int = field(default=0, init=False)
     """Requests in a row that it has failed: answered with 500 or above, or not in time."""
+    held: int = field(default=0, init=False)
+    """Worker processes that may have requests in flight to it which are not counted here yet."""
     share: float = field(default=1.0, init=False)
     """Which part of the requests that fall to it, it takes: less than 1 while it eases in."""
     on_refused: Callable[[], None] | None = field(default=None, init=False, repr=False)
@@ -50,7 +52,23 @@ class Upstream:
     def release(self) -> None:
         """Count one request less in flight."""
         self.in_flight -= 1
-        if self.in_flight == 0 and self.on_idle is not None:
+        if self.in_flight == 0 and self.on_idle is not None and not self.held:
+            self.on_idle()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is in flight, or may be."""
+        return self.in_flight > 0 or self.held > 0
+
+    def let_go(self, in_flight: int) -> None:
+        """Note that a worker process has done with it.
+
+        Args:
+            in_flight: How many of the requests counted here were that worker's.
+        """
+        self.in_flight -= in_flight
+        self.held -= 1
+        if not self.busy and self.on_idle is not None:
             self.on_idle()
 
     def answered_with(self, status: int) -> None:
@@ -78,7 +96,7 @@ class Upstream:
 
     def retire(self) -> None:
         """It gets no more requests: let go of it as soon as nothing is in flight."""
-        if self.in_flight:
+        if self.busy:
             self.on_idle = self.retire
             return
         while self.on_retired:
@@ -87,7 +105,7 @@ class Upstream:
     @property
     def address(self) -> str:
         """`host:port`, as people and `Host` headers write it."""
-        return authority(self.host, self.port)
+        return authority(self.host, self.port) if self.port else "localhost"
 
 
 def authority(host: str, port: int) -> str:

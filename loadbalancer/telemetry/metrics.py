@@ -7,6 +7,7 @@ asked for: a request must not pay for what is read every few seconds.
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client import (
@@ -24,6 +25,21 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds: from a local answer to the default response time-out."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Requests that have ended.
+
+    Args:
+        requests: Replica, status and how many.
+        latency: How many in each bucket, the last of which has no upper bound.
+        seconds: That they took together.
+    """
+
+    requests: list[tuple[str, int, int]]
+    latency: list[int]
+    seconds: float
 
 
 class Metrics(Collector):
@@ -58,6 +74,23 @@ class Metrics(Collector):
         self._requests[replica, status] += 1
         self._latency[bisect_left(LATENCY_BUCKETS, seconds)] += 1
         self._seconds += seconds
+
+    def take(self) -> "Counts":
+        """What was counted since the last time, which begins anew: for whoever adds it up elsewhere."""
+        counts = Counts(
+            [(*series, count) for series, count in self._requests.items()], self._latency, self._seconds
+        )
+        self._requests = Tally()
+        self._latency = [0] * len(self._latency)
+        self._seconds = 0.0
+        return counts
+
+    def add(self, counts: "Counts") -> None:
+        """Add what was counted elsewhere."""
+        for replica, status, count in counts.requests:
+            self._requests[replica, status] += count
+        self._latency = [ours + theirs for ours, theirs in zip(self._latency, counts.latency, strict=True)]
+        self._seconds += counts.seconds
 
     def watch_replicas(self, census: Callable[[], Mapping[str, int]]) -> None:
         """Report how many replicas there are in each state.

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from loadbalancer.errors import ClosingError, TooManyConnectionsError
+from loadbalancer.listening import BACKLOG
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.fast.client import ClientConnection
 from loadbalancer.proxy.fast.incoming import Incoming
@@ -32,9 +33,6 @@ from loadbalancer.settings import Settings
 
 KNOWN_REQUESTS = 4096
 """How many requests are known again."""
-
-BACKLOG = 4096
-"""Connections that the kernel may hold for us while we are busy: a burst of thousands must not be refused."""
 
 
 class FastLane:

@@ -1,0 +1,247 @@
+"""Data planes in processes of their own: one fleet, one set of books, whoever carries the request."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness import LoadBalancer, Reply, eventually, replica, request
+from tests.integration.test_tls import Issued, speak_http1, speak_http2
+
+ODD = ("--command", replica("odd"), "--workers", "2")
+
+
+@pytest.fixture
+def lb() -> Iterator[LoadBalancer]:
+    with LoadBalancer(*ODD, replicas=2) as running:
+        running.wait_for("workers ready")
+        yield running
+
+
+def workers(lb: LoadBalancer) -> list[int]:
+    """The process ids of its workers."""
+    pid = lb.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [
+        int(child) for child in children if b"workers.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def counted(lb: LoadBalancer) -> int:
+    text = lb.call("GET", "/lb/metrics").body.decode()
+    return sum(
+        int(float(count)) for count in re.findall(r"^lb_requests_total\{.*\} (\S+)$", text, re.MULTILINE)
+    )
+
+
+def in_background(ask: Callable[[], Reply]) -> tuple[threading.Thread, list[Reply]]:
+    replies: list[Reply] = []
+    thread = threading.Thread(target=lambda: replies.append(ask()))
+    thread.start()
+    return thread, replies
+
+
+@contextmanager
+def loading(ask: Callable[[], int]) -> Iterator[list[int]]:
+    """Ask again and again, four at a time, while a `with` block lasts: the statuses of the answers."""
+    stop = threading.Event()
+    statuses: list[int] = []
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                statuses.append(ask())
+            except OSError as error:
+                statuses.append(-(error.errno or 1))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield statuses
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_what_they_count_adds_up(lb: LoadBalancer) -> None:
+    assert len(workers(lb)) == 2
+    for number in range(40):  # each on a connection of its own, which the kernel gives to one or the other
+        assert lb.call("GET", f"/{number}").status == 200
+    eventually(lambda: counted(lb) == 40, "all requests are counted")
+    text = lb.call("GET", "/lb/metrics").body.decode()
+    assert "lb_request_duration_seconds_count 40.0" in text
+    assert "lb_requests_in_flight 0.0" in text
+
+
+def test_both_carry_requests(lb: LoadBalancer) -> None:
+    def time_used(pid: int) -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = {pid: time_used(pid) for pid in workers(lb)}
+
+    def both_have_worked() -> bool:
+        for _ in range(50):
+            assert lb.call("GET", "/x").status == 200
+        return all(time_used(pid) > before[pid] for pid in before)
+
+    eventually(both_have_worked, "both workers spend time")
+
+
+def test_rm_waits_for_what_is_in_flight_in_a_worker(lb: LoadBalancer) -> None:
+    asking, replies = in_background(lambda: lb.call("GET", "/slow?seconds=1"))
+    eventually(lambda: sum(r["in_flight"] for r in lb.state().values()) == 1, "the request is in flight")
+    (busy,) = [name for name, state in lb.state().items() if state["in_flight"]]
+    assert lb.call("DELETE", "/rm", {"n": 1, "hostnames": [busy]}).status == 200
+    asking.join()
+    assert replies[0].status == 200
+    assert busy not in lb.members()
+
+
+def test_replicas_come_and_go_without_a_lost_request(lb: LoadBalancer) -> None:
+    with loading(lambda: request(lb.port, "GET", "/x").status) as statuses:
+        for _ in range(4):
+            assert lb.call("POST", "/add", {"n": 1, "hostnames": ["extra"]}).status == 200
+            assert lb.call("DELETE", "/rm", {"n": 1, "hostnames": ["extra"]}).status == 200
+        mark = lb.mark()
+        os.kill(lb.pid("Server-1"), signal.SIGKILL)
+        lb.wait_for("replica up", after=mark)
+    assert set(statuses) == {200}
+    assert len(statuses) > 50
+
+
+def test_a_worker_that_dies_is_replaced_and_its_books_are_closed(lb: LoadBalancer) -> None:
+    held = []
+    for _ in range(8):  # so that each of the two holds some
+        connection = socket.create_connection(("127.0.0.1", lb.port), timeout=20)
+        connection.sendall(b"GET /slow?seconds=20 HTTP/1.1\r\nHost: x\r\n\r\n")
+        held.append(connection)
+    eventually(lambda: sum(r["in_flight"] for r in lb.state().values()) == 8, "all are in flight")
+    first, second = workers(lb)
+    os.kill(first, signal.SIGKILL)
+    record = lb.wait_for("worker lost")
+    assert record["reason"] == "ended with status -9"
+    for _ in range(20):
+        assert lb.call("GET", "/x").status == 200, "whoever it falls to, it is answered"
+    eventually(lambda: len(workers(lb)) == 2, "there are two again")
+    assert second in workers(lb)
+    for connection in held:
+        connection.close()
+    eventually(lambda: all(r["in_flight"] == 0 for r in lb.state().values()), "nothing is in flight")
+    assert all(r["state"] == "up" for r in lb.state().values())
+
+
+def test_they_serve_while_the_control_plane_stands_still(lb: LoadBalancer) -> None:
+    os.kill(lb.process.pid, signal.SIGSTOP)
+    try:
+        assert {lb.call("GET", "/x").status for _ in range(50)} == {200}
+    finally:
+        os.kill(lb.process.pid, signal.SIGCONT)
+    eventually(lambda: counted(lb) == 50, "what happened meanwhile is counted")
+
+
+def test_a_worker_that_is_stuck_is_replaced(lb: LoadBalancer) -> None:
+    stuck = workers(lb)[0]
+    os.kill(stuck, signal.SIGSTOP)
+    assert lb.wait_for("worker lost")["reason"] == "was silent for 10 s"
+    eventually(lambda: len(workers(lb)) == 2, "there are two again")
+    assert stuck not in workers(lb)
+    assert lb.call("GET", "/x").status == 200
+
+
+def test_sigterm_lets_them_finish(lb: LoadBalancer) -> None:
+    asking = [in_background(lambda: lb.call("GET", "/slow?seconds=1")) for _ in range(6)]
+    eventually(lambda: sum(r["in_flight"] for r in lb.state().values()) == 6, "all are in flight")
+    lb.process.send_signal(signal.SIGTERM)
+    lb.wait_for("stopping")
+    for thread, replies in asking:
+        thread.join()
+        assert replies[0].status == 200
+        assert replies[0].headers["Connection"] == "close"
+    assert lb.process.wait(20) == 0
+
+
+def test_the_end_of_the_control_plane_is_theirs_when_replicas_are_processes(lb: LoadBalancer) -> None:
+    orphans = workers(lb)
+    lb.kill()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans), "they have ended")
+
+
+def test_a_port_is_not_shared_by_two(lb: LoadBalancer) -> None:
+    for count in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-m", "loadbalancer", "serve", "--port", str(lb.port), "--workers", count],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{lb.port}: Address already in use" in done.stderr
+
+
+def test_a_replica_that_fails_everywhere_is_ejected() -> None:
+    failing = 'case "$HOSTNAME" in Server-1) export FAIL=1;; esac; exec python'
+    command = f"sh -c '{failing} {replica('odd').removeprefix('python ')}'"
+    options = ("--workers", "2", "--command", command, "--policy", "round-robin", "--eject-after", "3")
+    with LoadBalancer(*options, replicas=2) as lb:
+        lb.wait_for("workers ready")
+        statuses = [lb.call("GET", "/maybe").status for _ in range(30)]
+        lb.wait_for("replica ejected", replica="Server-1")
+        assert 3 <= statuses.count(500) < 10, "what each worker has seen is put together"
+        assert lb.state()["Server-1"]["reason"] == "ejected for 5 s after 3 failed requests in a row"
+        assert {lb.call("GET", "/maybe").status for _ in range(20)} == {200}
+
+
+def test_https_by_workers(tmp_path: Path) -> None:
+    issued = Issued(tmp_path)
+    with LoadBalancer(*issued.options, *ODD, replicas=1) as lb:
+        lb.wait_for("workers ready")
+        answers = speak_http2(issued.connect(lb.port, "h2"), "/x", "/rep", "/lb/health")
+        assert {status for status, _ in answers.values()} == {200}
+        assert b'"N": 1' in answers["/rep"][1]
+        issued.renew()
+        lb.process.send_signal(signal.SIGHUP)
+        lb.wait_for("certificate reloaded", 2)
+        for _ in range(10):
+            assert speak_http1(issued.connect(lb.port), "/rep").startswith("HTTP/1.1 200")
+
+
+def test_they_are_for_the_fast_lane() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "loadbalancer", "serve", "--workers", "2", "--lane", "asgi"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr == "loadbalancer serve: --workers: more than one worker is for the fast lane, on Linux\n"
+    )
+
+
+def test_a_burst_of_connections_is_spread(lb: LoadBalancer) -> None:
+    """In flight is bounded by each worker for its own requests: together, within the sum of the bounds."""
+    connections = [socket.create_connection(("127.0.0.1", lb.port), timeout=20) for _ in range(40)]
+    for connection in connections:
+        connection.sendall(b"GET /slow?seconds=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    most = 0
+    deadline = time.monotonic() + 20
+    while most < 40 and time.monotonic() < deadline:
+        loads = [state["in_flight"] for state in lb.state().values()]
+        most = max(most, sum(loads))
+        assert max(loads) <= 1.25 * 40 / 2 + 2, "the bound of 25, and one for the rounding of each worker"
+    assert most == 40
+    for connection in connections:
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        connection.close()

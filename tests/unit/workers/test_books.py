@@ -1,0 +1,178 @@
+"""What a worker reports and what the control plane makes of it agree, whatever happens in which order."""
+
+import asyncio
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from loadbalancer.routing.snapshot import snapshot_maker
+from loadbalancer.routing.upstream import Upstream
+from loadbalancer.settings import Settings
+from loadbalancer.telemetry.metrics import Metrics
+from loadbalancer.workers import messages
+from loadbalancer.workers.crew import Employer, Worker
+from loadbalancer.workers.follower import Follower
+from tests.unit.fleet.fakes import run
+
+
+class Fleet:
+    """Publishes snapshots."""
+
+    hopeful = True
+
+    def __init__(self) -> None:
+        self.make = snapshot_maker("round-robin", "default", 0, random.Random(1))
+        self.snapshot = self.make(())
+
+    async def next_snapshot(self) -> None:
+        raise AssertionError("nobody waits")
+
+
+class Wire:
+    """Takes what the control plane writes, and has the follower read it."""
+
+    def __init__(self) -> None:
+        self.follower: Follower
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> None:
+        order = messages.orders.validate_json(data)
+        assert isinstance(order, messages.Rotation)
+        self.follower.follow(order)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["rotate", "begin", "end", "fail", "refuse", "report"]), st.integers(0, 1 << 16)
+    ),
+    max_size=60,
+)
+
+
+class Pair:
+    """A worker's follower and the control plane's record of that worker, joined without sockets."""
+
+    def __init__(self) -> None:
+        self.fleet, self.total = Fleet(), Metrics()
+        options = Settings.model_validate({"policy": "round-robin", "workers": 2})
+        self.record = Worker(Employer(self.fleet, options, self.total, "", ""), 1)
+        wire = Wire()
+        self.record._writer = wire  # type: ignore[assignment]
+        self.counted = Metrics()
+        wire.follower = self.follower = Follower(options, self.counted, self.hear)
+        self.known: list[Upstream] = []
+        self.refused: list[str] = []
+        self.failed: list[tuple[str, int]] = []
+
+    def hear(self, message: BaseModel) -> None:
+        self.record.hear(messages.news.validate_json(messages.line(message)))
+
+    def rotate(self, choice: int) -> None:
+        """Each of six replicas is in or out; a seventh bit makes a replica a new one of the same name."""
+        rng = random.Random(choice)
+        members = [upstream for upstream in self.known if rng.random() < 0.6]
+        if rng.random() < 0.5 and len(self.known) < 6:
+            upstream = Upstream(f"r{len(self.known)}", len(self.known) + 1, "127.0.0.1", 1)
+            upstream.on_refused = lambda: self.refused.append(upstream.hostname)
+            upstream.on_failed = lambda row: self.failed.append((upstream.hostname, row))
+            self.known.append(upstream)
+            members.append(upstream)
+        self.fleet.snapshot = self.fleet.make(members)
+        self.record.feed()
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_books_agree(steps: list[tuple[str, int]]) -> None:
+    async def main() -> None:
+        pair = Pair()
+        in_flight: list[Upstream] = []
+        answers = refusals = failures = 0
+        for step, choice in steps:
+            if step == "rotate":
+                pair.rotate(choice)
+            elif step == "begin":
+                upstream = pair.follower.snapshot.pick("key")
+                if upstream is not None:
+                    upstream.acquire()
+                    pair.counted.in_flight += 1
+                    in_flight.append(upstream)
+            elif in_flight and step in ("end", "fail"):
+                upstream = in_flight.pop(choice % len(in_flight))
+                upstream.answered_with(200 if step == "end" else 500)
+                answers, failures = answers + (step == "end"), failures + (step == "fail")
+                upstream.release()
+                pair.counted.in_flight -= 1
+                pair.counted.count(upstream.hostname, 200 if step == "end" else 500, 0.01)
+            elif in_flight and step == "refuse":
+                in_flight[choice % len(in_flight)].refused()
+                refusals += 1
+            elif step == "report":
+                pair.follower.report(0)
+            await asyncio.sleep(0)
+        pair.follower.report(0)
+        await asyncio.sleep(0)
+        assert pair.total.in_flight == len(in_flight)
+        assert sum(upstream.in_flight for upstream in pair.known) == len(in_flight)
+        assert sum(upstream.answered for upstream in pair.known) == answers
+        assert len(pair.refused) == refusals
+        assert len(pair.failed) <= failures, "of those before an answer in the same report nobody hears"
+        present = set(pair.fleet.snapshot.upstreams)
+        busy = {upstream.hostname for upstream in in_flight}
+        for upstream in pair.known:
+            assert upstream.busy == (upstream in present or upstream.hostname in busy), (
+                "held while it may be used"
+            )
+
+        while in_flight:
+            in_flight.pop().release()
+            pair.counted.in_flight -= 1
+        pair.fleet.snapshot = pair.fleet.make(())
+        pair.record.feed()
+        await asyncio.sleep(0)
+        assert not any(upstream.busy for upstream in pair.known)
+        assert pair.total.in_flight == 0
+        total = sum(count for _, _, count in pair.total.take().requests)
+        assert total == answers + failures
+
+    run(main())
+
+
+def test_failures_in_a_row_are_known_at_once_and_end_with_an_answer() -> None:
+    async def main() -> None:
+        pair = Pair()
+        pair.rotate(1)
+        while not pair.known or not pair.fleet.snapshot.upstreams:
+            pair.rotate(random.randrange(1 << 16))
+        upstream = pair.follower.snapshot.upstreams[0]
+        for _ in range(3):
+            upstream.failed()
+        await asyncio.sleep(0)
+        assert [row for _, row in pair.failed] == [1, 2, 3]
+        upstream.succeeded()
+        upstream.failed()
+        await asyncio.sleep(0)
+        assert pair.failed[-1][1] == 1
+
+    run(main())
+
+
+def test_a_worker_that_ends_gives_back_what_it_held() -> None:
+    async def main() -> None:
+        pair = Pair()
+        while not pair.fleet.snapshot.upstreams:
+            pair.rotate(random.randrange(1 << 16))
+        upstream = pair.follower.snapshot.upstreams[0]
+        upstream.acquire()
+        pair.counted.in_flight += 1
+        pair.follower.report(0)
+        assert pair.total.in_flight == 1
+        pair.record.let_go()
+        assert not any(known.busy for known in pair.known)
+        assert pair.total.in_flight == 0
+
+    run(main())
