@@ -123,7 +123,9 @@ async def _build(
         accounting = Accounting(metrics, access_log=settings.access_log)
         try:
             await fleet.open()
-            yield _Parts(backend, Front(settings, fleet, accounting, api, events.close, certificate))
+            yield _Parts(
+                backend, Front(settings, fleet.publication, accounting, api, events.close, certificate)
+            )
         finally:
             await _close(fleet, shutdown, keep=settings.on_exit == "keep")
 

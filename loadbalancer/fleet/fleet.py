@@ -64,6 +64,8 @@ class Fleet:
         self._backend = backend
         self._probe = probe
         self._roster = Roster(observer, make_snapshot)
+        self.publication = self._roster.publication
+        """What the data plane reads."""
         self._initial = replicas
         self._capacity = capacity
         self._timing = timing
@@ -81,21 +83,12 @@ class Fleet:
     @property
     def snapshot(self) -> Snapshot:
         """What requests go by; read anew for each."""
-        return self._roster.snapshot
+        return self.publication.snapshot
 
     @property
     def serving(self) -> bool:
         """Whether at least one replica is in rotation."""
-        return bool(self._roster.snapshot.upstreams)
-
-    @property
-    def hopeful(self) -> bool:
-        """Whether there will be a replica in rotation by and by."""
-        return not self._closing and self._roster.size > 0
-
-    async def next_snapshot(self) -> None:
-        """Return when another snapshot has been published."""
-        await self._roster.next_snapshot()
+        return bool(self.snapshot.upstreams)
 
     def census(self) -> dict[str, int]:
         """How many replicas there are in each state."""

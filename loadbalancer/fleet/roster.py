@@ -37,7 +37,7 @@ class Roster:
         self.replicas: dict[str, Replica] = {}
         self._observer = observer
         self._make_snapshot = make_snapshot
-        self._publication = Publication(make_snapshot(()))
+        self.publication = Publication(make_snapshot(()), lambda: self.size > 0)
 
     # -- to be read ---------------------------------------------------------------------------------
 
@@ -50,15 +50,6 @@ class Roster:
         """How many replicas there are in each state."""
         count = Counter(replica.shown_state for replica in self.replicas.values())
         return {state.value: count[state.value] for state in State if state is not State.GONE}
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The snapshot that requests go by."""
-        return self._publication.snapshot
-
-    async def next_snapshot(self) -> None:
-        """Return when another snapshot has been published."""
-        await self._publication.next_snapshot()
 
     async def members(self) -> list[str]:
         """The hostnames of the N, in the order of their ring numbers."""
@@ -85,7 +76,7 @@ class Roster:
     def publish(self) -> None:
         """Let requests go by what is in rotation now."""
         serving = [r.upstream for r in self._in_order() if r.serves and r.upstream is not None]
-        self._publication.publish(self._make_snapshot(serving))
+        self.publication.publish(self._make_snapshot(serving))
 
     # -- what keepers report (see `keeper.Registry`); these take the lock themselves -------------------
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -14,6 +15,22 @@ CLIENT_GONE = 499
 """nginx's number for a client that went away before its answer began."""
 
 _log = structlog.get_logger("loadbalancer.access")
+
+
+class Outcome(Protocol):
+    """What has become of a request."""
+
+    @property
+    def replica(self) -> str:
+        """Who had it last; empty: nobody was reached."""
+
+    @property
+    def status(self) -> int:
+        """Of its answer."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole answer has been handed over."""
 
 
 @dataclass(slots=True)
@@ -42,7 +59,7 @@ class Accounting:
         """Count a request that has come."""
         self.metrics.in_flight += 1
 
-    def end(self, describe: Callable[[], RequestHead], entry: Entry, seconds: float) -> None:
+    def end(self, describe: Callable[[], RequestHead], entry: Outcome, seconds: float) -> None:
         """Count and log a request that has ended.
 
         Args:

@@ -7,7 +7,6 @@ Reading order: `AsgiLane.__call__`, `_http`, `_exchange`.
 
 import asyncio
 import random
-import time
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +22,7 @@ from loadbalancer.proxy.client import Client, ClientGoneError
 from loadbalancer.proxy.headers import first, to_client, to_replica
 from loadbalancer.proxy.patience import Patience
 from loadbalancer.proxy.request import RequestHead, log_failure, request_id
-from loadbalancer.proxy.retry import RetryBudget, may_repeat
+from loadbalancer.proxy.retry import Monotonic, RetryBudget, may_repeat
 from loadbalancer.proxy.routing import Router
 from loadbalancer.proxy.upstream_http import as_upstream_errors, open_session, text
 from loadbalancer.proxy.websocket import Handshake, keep_refusals, refuse, tunnel
@@ -54,7 +53,7 @@ class AsgiLane:
         self._accounting = accounting
         self._rng = rng or random.Random()
         self._rule = KeyRule.parse(settings.hash_on)
-        budget = RetryBudget(time.monotonic)
+        budget = RetryBudget(Monotonic())
         self._router = Router(source, budget, settings.queue_timeout, settings.queue_size)
         self._sessions: dict[Upstream, aiohttp.ClientSession] = {}
         self._closing: set[asyncio.Task[None]] = set()

@@ -5,8 +5,9 @@ idempotent (RFC 9110, section 9.2.2) and its body can be sent again. A budget ke
 an overload worse: a dying service must not be finished off by its own load balancer.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable
+from typing import Protocol
 
 from loadbalancer.errors import UpstreamClosedError, UpstreamError, UpstreamRefusedError
 
@@ -29,11 +30,28 @@ def may_repeat(method: str, error: UpstreamError, *, body_at_hand: bool) -> bool
     return isinstance(error, UpstreamClosedError) and method in IDEMPOTENT
 
 
+class Clock(Protocol):
+    """Knows the time, well enough for the purpose."""
+
+    @property
+    def now(self) -> float:
+        """In seconds, from wherever."""
+
+
+class Monotonic:
+    """The time as the system has it."""
+
+    @property
+    def now(self) -> float:
+        """In seconds."""
+        return time.monotonic()
+
+
 class RetryBudget:
     """Allows retries up to a share of the recent requests, and always some.
 
     Args:
-        clock: The time, in seconds.
+        clock: Knows the time.
         share: Retries for each request of the last `window` seconds.
         always: Retries a second that are allowed however few requests there are.
         window: Seconds that count as recent.
@@ -41,7 +59,7 @@ class RetryBudget:
 
     def __init__(
         self,
-        clock: Callable[[], float],
+        clock: Clock,
         *,
         share: float = 0.2,
         always: float = 10.0,
@@ -52,13 +70,13 @@ class RetryBudget:
         self._always = always * window
         self._window = window
         # For each second: when it began, requests, retries.
-        self._seconds: deque[list[float]] = deque()
+        self._seconds: deque[list[float]] = deque([[clock.now, 0, 0]])
 
     def request(self) -> None:
         """Count a request."""
-        time, seconds = self._clock(), self._seconds
-        if seconds and time - seconds[-1][0] < 1.0:
-            seconds[-1][1] += 1
+        latest = self._seconds[-1]
+        if self._clock.now - latest[0] < 1.0:
+            latest[1] += 1
         else:
             self._now()[1] += 1
 
@@ -73,10 +91,10 @@ class RetryBudget:
         return True
 
     def _now(self) -> list[float]:
-        time = self._clock()
+        now = self._clock.now
         seconds = self._seconds
-        if not seconds or time - seconds[-1][0] >= 1.0:
-            seconds.append([time, 0, 0])
-            while time - seconds[0][0] >= self._window:
+        if now - seconds[-1][0] >= 1.0:
+            seconds.append([now, 0, 0])
+            while now - seconds[0][0] >= self._window:
                 seconds.popleft()
         return seconds[-1]

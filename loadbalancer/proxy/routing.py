@@ -83,8 +83,8 @@ class Router:
             NoReplicaError: There is no replica, and none came in time.
             UpstreamError: It failed, and could not be repeated.
         """
-        route = self.begin(key)
-        upstream = self.pick(route) or await self.wait(route)
+        route = Route(key)
+        upstream = self.first(key) or await self.wait(route)
         while True:
             upstream.acquire()
             try:
@@ -97,14 +97,14 @@ class Router:
                 upstream.release()
             upstream = self.pick(route) or await self.wait(route, failure)
 
-    def begin(self, key: str) -> Route:
-        """Count a request, and begin its way.
+    def first(self, key: str) -> Upstream | None:
+        """Count a request, and pick a replica for it, or None if there is none just now.
 
         Args:
             key: What it is hashed on.
         """
         self._budget.request()
-        return Route(key)
+        return self._source.snapshot.pick(key)
 
     def pick(self, route: Route) -> Upstream | None:
         """A replica that the request has not failed on, or None if there is none just now."""

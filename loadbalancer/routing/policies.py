@@ -51,6 +51,8 @@ class ConsistentHash:
         self._ring = ring
         # An exact fraction of the factor as it was written: 1.1 × 10 must not round up to 12.
         self._factor, self._divisor = Fraction(str(load_factor)).as_integer_ratio()
+        # Then load < ⌈factor × total / spread⌉ is load × spread < factor × total.
+        self._spread = self._divisor * len(upstreams)
 
     def pick(self, key: str, tried: Collection[Upstream] = ()) -> Upstream | None:
         """Choose the first upstream with room, clockwise from the key."""
@@ -59,10 +61,15 @@ class ConsistentHash:
         if not self._upstreams:
             return None
         owner = self._by_number[self._ring.owner(key)]
+        load = owner.in_flight
         # An owner with nothing in flight is never full: that saves the usual request the sum.
-        if not owner.in_flight or not self._factor or owner.in_flight < self._bound(self._upstreams):
-            return owner
-        return self._pick_clockwise(key, self._upstreams)
+        if load and self._factor:
+            total = 1
+            for upstream in self._upstreams:
+                total += upstream.in_flight
+            if load * self._spread >= self._factor * total:
+                return self._pick_clockwise(key, self._upstreams)
+        return owner
 
     def _pick_clockwise(self, key: str, candidates: Sequence[Upstream]) -> Upstream | None:
         if not candidates:

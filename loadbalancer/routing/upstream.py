@@ -74,14 +74,10 @@ class Upstream:
     def answered_with(self, status: int) -> None:
         """Note the status of an answer: 500 and above is a failure."""
         if status < 500:
-            self.succeeded()
+            self.answered += 1
+            self.failures = 0
         else:
             self.failed()
-
-    def succeeded(self) -> None:
-        """Note an answer below 500."""
-        self.answered += 1
-        self.failures = 0
 
     def failed(self) -> None:
         """Note an answer of 500 or above, or none in time."""

@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 
 from loadbalancer.fleet.publication import Publication
-from loadbalancer.routing.snapshot import Snapshot, snapshot_maker
+from loadbalancer.routing.snapshot import snapshot_maker
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.metrics import Metrics
@@ -29,7 +29,7 @@ class _Stay:
 
 
 class Follower:
-    """Publishes snapshots of what the control plane says (see `SnapshotSource`).
+    """Publishes snapshots of what the control plane says.
 
     Args:
         settings: Policy and ring.
@@ -39,7 +39,8 @@ class Follower:
 
     def __init__(self, settings: Settings, metrics: Metrics, tell: Tell) -> None:
         self._make = snapshot_maker(settings.policy, settings.ring, settings.load_factor, random.Random())
-        self._publication = Publication(self._make(()))
+        self.publication = Publication(self._make(()), lambda: self._hopeful)
+        """What the lane reads."""
         self._metrics = metrics
         self._tell = tell
         self._stays: dict[int, _Stay] = {}
@@ -47,16 +48,7 @@ class Follower:
         self._reported_at = 0.0
         self._reported_in_flight = 0
         self._soon = False
-        self.hopeful = False
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The current snapshot."""
-        return self._publication.snapshot
-
-    async def next_snapshot(self) -> None:
-        """Return when another snapshot has been published."""
-        await self._publication.next_snapshot()
+        self._hopeful = False
 
     def follow(self, rotation: Rotation) -> None:
         """Take over who is in rotation.
@@ -64,7 +56,7 @@ class Follower:
         Args:
             rotation: What the control plane says.
         """
-        self.hopeful = rotation.hopeful
+        self._hopeful = rotation.hopeful
         leaving = set(self._present) - {member.id for member in rotation.members}
         present = [member.id for member in rotation.members]
         for member in rotation.members:
@@ -73,7 +65,7 @@ class Follower:
             self._stays[member.id].upstream.share = member.share
         if present != self._present:
             self._present = present
-            self._publication.publish(self._make([self._stays[id].upstream for id in present]))
+            self.publication.publish(self._make([self._stays[id].upstream for id in present]))
         for id in leaving:
             self._stays[id].upstream.retire()
 

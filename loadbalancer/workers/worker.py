@@ -20,6 +20,7 @@ from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.fast.lane import FastLane
 from loadbalancer.proxy.http2 import Http2, open_http2
 from loadbalancer.proxy.pages import open_pages
+from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.logs import configure as configure_logs
 from loadbalancer.telemetry.metrics import Metrics
@@ -57,8 +58,8 @@ async def _work(channel: socket.socket, listener: socket.socket) -> None:
         accounting = Accounting(metrics, access_log=settings.access_log)
         certificate = Certificate.of(settings)
         async with (
-            _http2(follower, settings, accounting, begin.pages, certificate) as http2,
-            FastLane(follower, settings, accounting, begin.pages, http2) as lane,
+            _http2(follower.publication, settings, accounting, begin.pages, certificate) as http2,
+            FastLane(follower.publication, settings, accounting, begin.pages, http2) as lane,
         ):
             reporting = asyncio.create_task(_report(follower))
             try:
@@ -111,7 +112,7 @@ async def _report(follower: Follower) -> None:
 
 @contextlib.asynccontextmanager
 async def _http2(
-    follower: Follower,
+    source: SnapshotSource,
     settings: Settings,
     accounting: Accounting,
     pages: str,
@@ -122,7 +123,7 @@ async def _http2(
         return
     async with (
         open_pages(pages, settings) as own,
-        open_http2(follower, settings, accounting, own) as http2,
+        open_http2(source, settings, accounting, own) as http2,
     ):
         yield http2
 

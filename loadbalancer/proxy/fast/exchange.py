@@ -16,7 +16,7 @@ from loadbalancer.errors import (
     UpstreamUnreachableError,
     answer,
 )
-from loadbalancer.proxy.accounting import Entry
+from loadbalancer.proxy.accounting import CLIENT_GONE
 from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer, answer_head, own_answer
 from loadbalancer.proxy.fast.incoming import Incoming
 from loadbalancer.proxy.fast.tunnel import Tunnel
@@ -42,54 +42,39 @@ class Exchange:
         incoming: The request.
     """
 
-    __slots__ = (
-        "_began",
-        "_early",
-        "_framing",
-        "_id",
-        "_lane",
-        "_outgoing",
-        "_replay",
-        "_route",
-        "_task",
-        "_trailers",
-        "answer_head",
-        "answering",
-        "client",
-        "endless",
-        "entry",
-        "incoming",
-        "keep_upstream",
-        "over",
-        "reads_until_close",
-        "request_sent",
-        "up",
-        "upstream",
-    )
+    # What an exchange begins with; a usual one changes few of these, and making it costs as little.
+    up: UpstreamConnection | None = None
+    upstream: Upstream | None = None
+    replica = ""
+    status = CLIENT_GONE
+    complete = False
+    """With the two before it, what the books want to know (see `accounting.Outcome`)."""
+    answering = False
+    over = False
+    endless = False
+    keep_upstream = False
+    reads_until_close = False
+    request_sent = False
+    answer_head: AnswerHead | None = None
+    _route: Route | None = None
+    _task: "asyncio.Task[None] | None" = None
+    _framing = Framing.NONE
+    _trailers: list[Header] | None = None
+    _early: list[bytes] | None = None
+    _outgoing: list[bytes] | None = None
+    """What of the body has come before there was anybody to send it to."""
+    _replay: list[bytes] | None = None
+    """What of the body has been sent."""
+    _replay_size = 0
+    _repeatable = True
+    """Whether all that has been sent can be sent again."""
 
     def __init__(self, client: "ClientConnection", incoming: Incoming) -> None:
         lane = client.lane
         self.client = client
         self.incoming = incoming
-        self.up: UpstreamConnection | None = None
-        self.upstream: Upstream | None = None
-        self.entry = Entry()
-        self.answering = False
-        self.over = False
-        self.endless = False
-        self.keep_upstream = False
-        self.reads_until_close = False
-        self.request_sent = False
         self._began = lane.clock()
         self._lane = lane
-        self._route: Route | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._framing = Framing.NONE
-        self.answer_head: AnswerHead | None = None
-        self._trailers: list[Header] | None = None
-        self._early: list[bytes] | None = None
-        self._outgoing: list[bytes] = []
-        self._replay: list[bytes] | None = []
         self._id = incoming.given_id or lane.ids.make()
 
     @property
@@ -104,9 +89,7 @@ class Exchange:
             self._use(lane.control)
             return
         lane.accounting.begin()
-        by_id = lane.rule.source == "request-id"
-        self._route = lane.router.begin(self._id if by_id else self.request_head().key(lane.rule))
-        upstream = lane.router.pick(self._route)
+        upstream = lane.router.first(self._key())
         if upstream is None:
             self._wait_for_replica(None)
         else:
@@ -114,10 +97,20 @@ class Exchange:
 
     # -- finding a replica -----------------------------------------------------------------------------
 
+    def _key(self) -> str:
+        rule = self._lane.rule
+        return self._id if rule.source == "request-id" else self.request_head().key(rule)
+
+    def _way(self) -> Route:
+        """Its way so far, which few need: most requests succeed at once."""
+        if self._route is None:
+            self._route = Route(self._key())
+        return self._route
+
     def _go(self, upstream: Upstream) -> None:
         self.upstream = upstream
-        self.entry.replica = upstream.hostname
-        upstream.acquire()
+        self.replica = upstream.hostname
+        upstream.in_flight += 1
         self._use(self._lane.pool(upstream))
 
     def _use(self, pool: Pool) -> None:
@@ -152,9 +145,8 @@ class Exchange:
         self._task = self._lane.spawn(self._waiting(failure))
 
     async def _waiting(self, failure: UpstreamError | None) -> None:
-        assert self._route is not None  # noqa: S101 - only requests for replicas wait
         try:
-            upstream = await self._lane.router.wait(self._route, failure)
+            upstream = await self._lane.router.wait(self._way(), failure)
         except (NoReplicaError, UpstreamError) as error:
             self._task = None
             self._fail(error)
@@ -188,11 +180,10 @@ class Exchange:
         if self.client.write_held:
             connection.hold(True)
         if self._outgoing or self._replay:
-            parts = [self._head(), *(self._replay or ()), *self._outgoing]
-            if self._replay is not None:
-                self._replay += self._outgoing
-            self._outgoing.clear()
-            connection.transport.write(b"".join(parts))
+            outgoing, self._outgoing = self._outgoing or (), None
+            connection.transport.write(b"".join([self._head(), *(self._replay or ()), *outgoing]))
+            for part in outgoing:
+                self._keep_for_replay(part)
         else:
             connection.transport.write(self._head())
         if self.incoming.expects_continue and not self.incoming.complete:
@@ -219,13 +210,21 @@ class Exchange:
 
     def _pass_on(self, data: bytes) -> None:
         if self.up is None:
+            self._outgoing = self._outgoing or []
             self._outgoing.append(data)
             return
-        if self._replay is not None:
-            self._replay.append(data)
-            if sum(map(len, self._replay)) > REPLAYED:
-                self._replay = None
+        self._keep_for_replay(data)
         self.up.transport.write(data)
+
+    def _keep_for_replay(self, data: bytes) -> None:
+        if not self._repeatable:
+            return
+        self._replay_size += len(data)
+        if self._replay_size > REPLAYED:
+            self._replay, self._repeatable = None, False
+        else:
+            self._replay = self._replay or []
+            self._replay.append(data)
 
     # -- the answer ------------------------------------------------------------------------------------
 
@@ -243,11 +242,11 @@ class Exchange:
         head = answer_head(
             status, reason, headers, method=self.incoming.method, http_1_1=self.incoming.http_1_1
         )
-        self.entry.status = status
+        self.status = status
         self.answering = True
         self._framing = head.framing
         self.answer_head = head
-        self._replay = None
+        self._replay, self._repeatable = None, False
         if status == 101:
             protocol = first(headers, b"upgrade") or b""
             head.lines.append(b"connection: upgrade\r\nupgrade: %b\r\n\r\n" % protocol)
@@ -261,8 +260,8 @@ class Exchange:
         """A whole answer has come, with a head that has been read before."""
         if self.upstream is not None:
             self.upstream.answered_with(answer.status)
-        self.entry.status = answer.status
-        self.entry.complete = True
+        self.status = answer.status
+        self.complete = True
         self.keep_upstream = answer.keep_alive
         if self._lane.closing:
             self.client.keeps = False
@@ -286,7 +285,7 @@ class Exchange:
         if self._framing is Framing.CHUNKED:
             trailers = [b"%b: %b\r\n" % trailer for trailer in self._trailers or ()]
             self.client.write(b"".join([b"0\r\n", *trailers, b"\r\n"]))
-        self.entry.complete = True
+        self.complete = True
         self.done()
 
     def done(self) -> None:
@@ -315,7 +314,7 @@ class Exchange:
 
     def _tunnel_ended(self, error: Exception | None) -> None:
         self.up = None
-        self.entry.complete = error is None
+        self.complete = error is None
         self._end()
 
     # -- back-pressure -----------------------------------------------------------------------------------
@@ -337,22 +336,17 @@ class Exchange:
         self.up = None
         upstream, self.upstream = self.upstream, None
         router = self._lane.router
-        if upstream is None or self._route is None:
+        if upstream is None:
             self._fail(error)
             return
-        at_hand = self._replay is not None
-        goes_on = router.may_go_on(
-            self._route,
-            upstream,
-            error,
-            not self.answering and may_repeat(self.method, error, body_at_hand=at_hand),
-        )
+        repeatable = not self.answering and may_repeat(self.method, error, body_at_hand=self._repeatable)
+        goes_on = router.may_go_on(self._way(), upstream, error, repeatable)
         upstream.release()
         if not goes_on:
             self._fail(error)
             return
         self.client.hold_body(False)
-        another = router.pick(self._route)
+        another = router.pick(self._way())
         if another is None:
             self._wait_for_replica(error)
         else:
@@ -384,7 +378,7 @@ class Exchange:
             self._end()
             client.abort()
             return
-        self.entry.status = error.status
+        self.status = error.status
         closes = not self.incoming.complete or not client.keeps
         client.write(own_answer(answer(error), close=closes, head_only=self.method == "HEAD"))
         self._end()
@@ -398,4 +392,4 @@ class Exchange:
             self.upstream.release()
             self.upstream = None
         if not self.incoming.own:
-            self._lane.accounting.end(self.request_head, self.entry, self._lane.clock() - self._began)
+            self._lane.accounting.end(self.request_head, self, self._lane.clock() - self._began)

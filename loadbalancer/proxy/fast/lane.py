@@ -57,13 +57,13 @@ class FastLane:
         rng: random.Random | None = None,
     ) -> None:
         self.limits = Limits.of(settings)
-        self.ids = RequestIds(rng or random.Random())
-        self.rule = KeyRule.parse(settings.hash_on)
-        self.router = Router(source, RetryBudget(self._time), settings.queue_timeout, settings.queue_size)
-        self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE, self)
-        self.clock: Callable[[], float] = time.perf_counter
         self.now = 0.0
         """The loop's time at the last sweep: what deadlines are reckoned from."""
+        self.ids = RequestIds(rng or random.Random())
+        self.rule = KeyRule.parse(settings.hash_on)
+        self.router = Router(source, RetryBudget(self), settings.queue_timeout, settings.queue_size)
+        self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE, self)
+        self.clock: Callable[[], float] = time.perf_counter
         self.closing = False
         self.known: dict[bytes, Incoming] = {}
         """Requests without a body that have been read before, by their bytes: each has one reading."""
@@ -201,9 +201,6 @@ class FastLane:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    def _time(self) -> float:
-        return self.now
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

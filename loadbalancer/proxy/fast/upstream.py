@@ -1,13 +1,14 @@
 """The replica's side: connections that are kept, and the answers that come over them."""
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import httptools
 
 from loadbalancer.errors import UpstreamClosedError, UpstreamError, UpstreamStaleError
 from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer
 from loadbalancer.proxy.headers import Header
+from loadbalancer.proxy.retry import Clock
 
 if TYPE_CHECKING:
     from loadbalancer.proxy.fast.exchange import Exchange
@@ -225,9 +226,7 @@ class UpstreamConnection(asyncio.Protocol):
         if alone and head.framing is Framing.LENGTH and end <= KNOWN_HEAD:
             self.pool.remember(
                 data[:end],
-                KnownAnswer(
-                    exchange.entry.status, b"".join(head.lines), len(data) - end, exchange.keep_upstream
-                ),
+                KnownAnswer(exchange.status, b"".join(head.lines), len(data) - end, exchange.keep_upstream),
             )
 
     def _finish(self, *, whole: bool = False) -> None:
@@ -248,12 +247,6 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.done()
         else:
             exchange.on_answer_end()
-
-
-class Clock(Protocol):
-    """Knows the time well enough for deadlines."""
-
-    now: float
 
 
 class Pool:

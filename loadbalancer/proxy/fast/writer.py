@@ -25,7 +25,10 @@ class ClientWriter(asyncio.Protocol):
 
     def write_whole(self, head: bytes, body: bytes) -> None:
         """Write a whole answer."""
-        self.transport.write(b"%b%b%b" % (head, self._connection_lines(), body))
+        if self.keeps and self.http_1_1:
+            self.transport.write(b"%b\r\n%b" % (head, body))
+        else:
+            self.transport.write(b"%b%b%b" % (head, self._connection_lines(), body))
 
     def _connection_lines(self) -> bytes:
         """The end of a head: what is said of the connection, and an empty line."""

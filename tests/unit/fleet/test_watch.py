@@ -62,7 +62,7 @@ async def test_a_success_between_failures_keeps_a_replica_in() -> None:
         for _ in range(20):
             for _ in range(4):
                 upstream.failed()
-            upstream.succeeded()
+            upstream.answered_with(200)
         await pass_time(1)
         assert journal.of("ejected") == []
 

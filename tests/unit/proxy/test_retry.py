@@ -28,9 +28,15 @@ def test_what_was_answered_or_timed_out_is_not_repeated(error: UpstreamError) ->
     assert not may_repeat("GET", error, body_at_hand=True)
 
 
-def budget() -> tuple[RetryBudget, list[float]]:
-    now = [1000.0]
-    return RetryBudget(lambda: now[0]), now
+class Hand:
+    """A clock that is moved by hand."""
+
+    now = 1000.0
+
+
+def budget() -> tuple[RetryBudget, Hand]:
+    clock = Hand()
+    return RetryBudget(clock), clock
 
 
 def spend(budget: RetryBudget) -> int:
@@ -54,17 +60,17 @@ def test_at_most_a_fifth_of_the_recent_requests_are_retried() -> None:
 
 
 def test_the_budget_fills_again_as_time_passes() -> None:
-    spending, now = budget()
+    spending, clock = budget()
     for _ in range(1_000):
         spending.request()
     assert spend(spending) == 200
-    now[0] += 5
+    clock.now += 5
     assert spend(spending) == 0
-    now[0] += 5
+    clock.now += 5
     spending.request()
     assert spend(spending) == 100
     for second in range(30):
-        now[0] += 1
+        clock.now += 1
         for _ in range(500):
             spending.request()
         assert spend(spending) <= 1_000, second

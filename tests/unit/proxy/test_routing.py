@@ -41,8 +41,16 @@ def upstream(number: int) -> Upstream:
     return Upstream(f"S{number}", number, "fake", number)
 
 
+class Virtual:
+    """The virtual loop's time."""
+
+    @property
+    def now(self) -> float:
+        return now()
+
+
 def router(source: Source, size: int = 10) -> Router:
-    return Router(source, RetryBudget(now), queue_timeout=2.0, queue_size=size)
+    return Router(source, RetryBudget(Virtual()), queue_timeout=2.0, queue_size=size)
 
 
 async def carried(

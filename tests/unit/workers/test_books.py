@@ -96,7 +96,7 @@ def test_books_agree(steps: list[tuple[str, int]]) -> None:
             if step == "rotate":
                 pair.rotate(choice)
             elif step == "begin":
-                upstream = pair.follower.snapshot.pick("key")
+                upstream = pair.follower.publication.snapshot.pick("key")
                 if upstream is not None:
                     upstream.acquire()
                     pair.counted.in_flight += 1
@@ -148,12 +148,12 @@ def test_failures_in_a_row_are_known_at_once_and_end_with_an_answer() -> None:
         pair.rotate(1)
         while not pair.known or not pair.fleet.snapshot.upstreams:
             pair.rotate(random.randrange(1 << 16))
-        upstream = pair.follower.snapshot.upstreams[0]
+        upstream = pair.follower.publication.snapshot.upstreams[0]
         for _ in range(3):
             upstream.failed()
         await asyncio.sleep(0)
         assert [row for _, row in pair.failed] == [1, 2, 3]
-        upstream.succeeded()
+        upstream.answered_with(200)
         upstream.failed()
         await asyncio.sleep(0)
         assert pair.failed[-1][1] == 1
@@ -166,7 +166,7 @@ def test_a_worker_that_ends_gives_back_what_it_held() -> None:
         pair = Pair()
         while not pair.fleet.snapshot.upstreams:
             pair.rotate(random.randrange(1 << 16))
-        upstream = pair.follower.snapshot.upstreams[0]
+        upstream = pair.follower.publication.snapshot.upstreams[0]
         upstream.acquire()
         pair.counted.in_flight += 1
         pair.follower.report(0)
