@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos bench check format lock clean
+.PHONY: help run test chaos fuzz soak bench analysis check format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -19,8 +19,18 @@ test: $(VENV)/.installed-dev ## run every test; those that need a Docker Engine 
 chaos: $(VENV)/.installed-dev ## break things under load, five times each, and report what clients notice (about 20 minutes)
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+fuzz: $(VENV)/.installed-dev ## mutated requests and answers, cut anywhere, and odd ones beside nginx: 25 times as many as make test
+	FUZZ=$(or $(FUZZ),25) $(BIN)/python -m pytest --timeout 3600 --show-capture=no tests/unit/proxy/test_fast_parsing.py \
+		tests/unit/proxy/test_fast_answers.py tests/integration/test_differential.py $(ARGS)
+
+soak: $(VENV)/.installed-dev ## ten minutes at full load: memory stays flat, no file is left open (wants wrk installed)
+	$(BIN)/python -m analysis.bench.soak $(ARGS)
+
 bench: $(VENV)/.installed-dev ## compare with nginx and HAProxy on this machine (wants them, and wrk, installed)
 	$(BIN)/python -m analysis.bench $(ARGS)
+
+analysis: $(VENV)/.installed-dev ## run the experiments and write docs/analysis.md with its pictures (about 10 minutes)
+	$(BIN)/python -m analysis report $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, formatting and types
 	$(BIN)/ruff format --check .

@@ -1,1 +1,1 @@
-"""Experiments on the running system: how even, how fast, how quickly mended; measured, never made up."""
+"""The experiments: what one asks of a load balancer, answered by runs of it (`python -m analysis`)."""

@@ -6,6 +6,7 @@ The only place that knows every part. Reading order: `run`, `_serve`, `_build`.
 import asyncio
 import os
 import random
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -49,8 +50,15 @@ def run(settings: Settings) -> int:
         0 after an orderly end; 1 when it could not start, with the reason on standard error.
     """
     configure_logs(settings.log_format, settings.log_level)
+    _allow_many_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings))
+
+
+def _allow_many_files() -> None:
+    """Let there be as many connections as the system allows: the usual 1024 open files are soon too few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(settings: Settings) -> int:

@@ -25,6 +25,17 @@ class Distribution:
         return asdict(self)
 
 
+def draw_ids(count: int, seed: int) -> list[str]:
+    """Random 6-digit request ids.
+
+    Args:
+        count: How many.
+        seed: Of the random numbers.
+    """
+    rng = random.Random(seed)
+    return [str(rng.randint(100_000, 999_999)) for _ in range(count)]
+
+
 def draw(ring_name: str, replicas: int, requests: int, seed: int) -> Distribution:
     """Send random 6-digit request ids to the replicas Server-1 … Server-N.
 
@@ -38,10 +49,9 @@ def draw(ring_name: str, replicas: int, requests: int, seed: int) -> Distributio
         ValueError: There is no such preset, or it has no slots for so many.
     """
     ring = Ring.build(ring_name, range(1, replicas + 1))
-    rng = random.Random(seed)
     by_number = dict.fromkeys(ring.numbers, 0)
-    for _ in range(requests):
-        by_number[ring.owner(str(rng.randint(100_000, 999_999)))] += 1
+    for request_id in draw_ids(requests, seed):
+        by_number[ring.owner(request_id)] += 1
     return Distribution(
         ring=ring_name,
         slots=ring.slots,

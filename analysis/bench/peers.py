@@ -8,11 +8,12 @@ import contextlib
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ http {{
       proxy_pass http://replicas; proxy_http_version 1.1; proxy_set_header Connection "";
       proxy_set_header Host $host; proxy_set_header X-Request-Id $request_id;
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+      client_max_body_size 0; proxy_request_buffering off; proxy_max_temp_file_size 0;
     }}
   }}
 }}
@@ -121,7 +123,9 @@ def _family(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def contestants(home: Path, first_port: int, core: int, other: int) -> Iterator[list[Peer]]:
+def contestants(
+    home: Path, first_port: int, core: int, other: int, replica: Sequence[str] = ()
+) -> Iterator[list[Peer]]:
     """Start all of them, pinned to one core, and their replicas, pinned to another.
 
     Args:
@@ -129,13 +133,17 @@ def contestants(home: Path, first_port: int, core: int, other: int) -> Iterator[
         first_port: The first of the ports that they take.
         core: Of the contestants.
         other: Of the replicas.
+        replica: Command of a replica, which gets PORT in its environment; default: nginx workers.
     """
     template = home / "replica.conf"
     template.write_text(REPLICA.format(home=home))
-    command = (
-        f"sh -c 'sed s/.PORT/$PORT/g {template} > {home}/$PORT.conf; "
-        f"exec taskset -c {other} nginx -e /dev/null -c {home}/$PORT.conf'"
-    )
+    if replica:
+        command = f"taskset -c {other} {shlex.join(replica)}"
+    else:
+        command = (
+            f"sh -c 'sed s/.PORT/$PORT/g {template} > {home}/$PORT.conf; "
+            f"exec taskset -c {other} nginx -e /dev/null -c {home}/$PORT.conf'"
+        )
     with contextlib.ExitStack() as stack:
 
         def start(name: str, port: int, *argv: str) -> Peer:

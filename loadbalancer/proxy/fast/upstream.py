@@ -101,7 +101,10 @@ class UpstreamConnection(asyncio.Protocol):
             cause = error.__context__
             self.failed(cause if isinstance(cause, UpstreamError) else UpstreamError(f"failed: {cause!r}"))
         except httptools.HttpParserError:
-            self.failed(UpstreamError(f"{self.pool.name} answered something that is not HTTP"))
+            if self._ended:
+                exchange.keep_upstream = False  # what comes after the answer is nobody's
+            else:
+                self.failed(UpstreamError(f"{self.pool.name} answered something that is not HTTP"))
         else:
             if not self._in_body and self._fed > MAX_HEAD:
                 self.failed(

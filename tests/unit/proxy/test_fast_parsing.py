@@ -5,7 +5,6 @@ import contextlib
 import random
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -21,36 +20,10 @@ from loadbalancer.proxy.fast.lane import FastLane
 from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.metrics import Metrics
+from tests.fuzzing import REQUESTS, cut, examples, mutated
 from tests.unit.fleet.fakes import make_snapshot
 
-CORPUS = [
-    b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
-    b"PUT /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    b"5\r\nhello\r\n3;a=b\r\nabc\r\n0\r\nT: 1\r\n\r\n",
-    b"HEAD / HTTP/1.0\r\nConnection: keep-alive\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n",
-    b"GET http://h.example/x HTTP/1.1\r\nHost: y\r\nConnection: X-Hop, close\r\nX-Hop: 1\r\n\r\n",
-    b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-    b"POST /e HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok",
-    b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
-]
-
 LIMITS = Limits.of(Settings.model_validate({}))
-
-ODD_BYTES = [
-    b"\x00",
-    b"\r",
-    b"\n",
-    b"\r\n",
-    b" ",
-    b"\t",
-    b":",
-    b"\x7f",
-    b"\xff",
-    b"Content-Length: 3\r\n",
-    b"0",
-    b"GET ",
-]
 
 
 class Transport:
@@ -115,33 +88,16 @@ def answered(parts: Sequence[bytes]) -> list[int]:
     return asyncio.run(main())
 
 
-@st.composite
-def mutated(draw: st.DrawFn) -> bytes:
-    data = b"".join(draw(st.lists(st.sampled_from(CORPUS), min_size=1, max_size=3)))
-    for _ in range(draw(st.integers(0, 4))):
-        at = draw(st.integers(0, len(data)))
-        match draw(st.sampled_from(["insert", "delete", "flip"])):
-            case "insert":
-                data = data[:at] + draw(st.sampled_from(ODD_BYTES)) + data[at:]
-            case "delete":
-                data = data[:at] + data[at + draw(st.integers(1, 4)) :]
-            case "flip":
-                data = data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :]
-    return data
-
-
-@settings(max_examples=400, deadline=None)
-@given(mutated(), st.lists(st.integers(0, 400), max_size=6))
-@example(CORPUS[1] * 3, [1, 50, 80])
-@example(CORPUS[0] + CORPUS[2].replace(b"5\r\nhello", b"\x005\r\nhello"), [32])
+@settings(max_examples=examples(400), deadline=None)
+@given(mutated(REQUESTS), st.lists(st.integers(0, 400), max_size=6))
+@example(REQUESTS[1] * 3, [1, 50, 80])
+@example(REQUESTS[0] + REQUESTS[2].replace(b"5\r\nhello", b"\x005\r\nhello"), [32])
 def test_requests_are_read_the_same_wherever_they_are_cut(data: bytes, cuts: list[int]) -> None:
-    places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    parts = [data[begin:end] for begin, end in pairwise(places)]
-    whole, cut = answered([data]), answered(parts)
+    whole, parted = answered([data]), answered(cut(data, cuts))
     assert set(whole) <= {100, 400, 408, 414, 431, 501, 503}
     # A request is answered as soon as its head has come, here with a 503, and the connection ends if its
     # body has not come by then: so it depends on the cuts whether a bad body is ever looked at.
-    one, other = ([status for status in statuses if status != 100] for statuses in (whole, cut))
+    one, other = ([status for status in statuses if status != 100] for statuses in (whole, parted))
     length = min(len(one), len(other))
     assert one[: length - 1] == other[: length - 1]
     assert one[length - 1 : length] == other[length - 1 : length] or {one[length - 1], other[length - 1]} == {
@@ -151,7 +107,7 @@ def test_requests_are_read_the_same_wherever_they_are_cut(data: bytes, cuts: lis
     assert length or not one
 
 
-@pytest.mark.parametrize("data", CORPUS[:7])
+@pytest.mark.parametrize("data", REQUESTS[:7])
 def test_good_requests_are_all_understood(data: bytes) -> None:
     assert [status for status in answered([data]) if status != 100] == [503]
 
@@ -211,7 +167,7 @@ def test_answers_whose_end_is_unclear_are_refused(headers: list[tuple[bytes, byt
         answer_head(200, b"OK", headers, method="GET", http_1_1=True)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     st.binary(max_size=8),
     st.binary(max_size=30),
