@@ -6,6 +6,7 @@ makes the JSON of them. Only these types reach a client: anything else is a defe
 with its traceback and answered as a bare 500.
 """
 
+import errno
 import json
 from dataclasses import dataclass, field
 
@@ -90,6 +91,21 @@ class NoReplicaError(LoadBalancerError):
 
     status = 503
     headers = (("Retry-After", "1"),)
+
+
+class ExhaustedError(LoadBalancerError):
+    """The load balancer has no files, ports or memory left for a connection: no replica is to blame."""
+
+    status = 503
+    headers = (("Retry-After", "1"),)
+
+
+_OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+
+def is_own_limit(error: OSError) -> bool:
+    """Whether a connection failed for want of something on our side, rather than the other's."""
+    return error.errno in _OWN_LIMITS
 
 
 class UpstreamError(LoadBalancerError):

@@ -80,6 +80,10 @@ class LoadBalancer:
         ]
         self._env = {**os.environ, **(env or {})}
 
+    def wrap(self, *argv: str) -> None:
+        """Have another program start it."""
+        self._argv = [*argv, *self._argv]
+
     def __enter__(self) -> Self:
         self.start()
         return self

@@ -5,9 +5,8 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
 from analysis.bench import contest, extremes
 from analysis.bench.peers import Peer, contestants
@@ -46,7 +45,7 @@ def main() -> int:
     for connections in options.connections:
         lines += contest.table(rows, connections)
     with tempfile.TemporaryDirectory() as home, contestants(Path(home), 8301, core=0, other=1) as peers:
-        lines += _tail(peers, median(next(r for r in rows if r["name"] == OURS)["rates"]) / 2, options.parts)
+        lines += _tail(peers, {row["name"]: row["rate"] for row in reversed(rows)}, options.parts)
         lines += _many(peers, options.many, options.parts)
     if "bodies" in options.parts:
         bulk = (sys.executable, "-m", "analysis.bench.bulk_replica")
@@ -71,16 +70,17 @@ def _of(peers: Sequence[Peer], *names: str) -> list[Peer]:
     return [peer for name in names for peer in peers if peer.name == name]
 
 
-def _tail(peers: Sequence[Peer], rate: float, parts: Sequence[str]) -> list[str]:
+def _tail(peers: Sequence[Peer], peaks: Mapping[str, float], parts: Sequence[str]) -> list[str]:
     if "tail" not in parts:
         return []
-    rows = extremes.half_load(_of(peers, OURS, "nginx", "HAProxy"), rate, 5, 4.0, _tell)
+    rows = extremes.half_load(_of(peers, OURS, "nginx", "HAProxy"), peaks, 5, 3, _tell)
     reference = next(row["p99_ms"] for row in rows if row["name"] == "nginx")
     return [
-        f"| open loop, {rate:,.0f} requests/s: half of our peak | p50, ms | p99, ms | p99 × nginx |",
-        "|---|---|---|---|",
+        "| at about half of its own peak | connections | requests/s | of its peak | p99, ms | p99 × nginx |",
+        "|---|---|---|---|---|---|",
         *(
-            f"| {row['name']} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | {row['p99_ms'] / reference:.2f} |"
+            f"| {row['name']} | {row['connections']} | {row['rate']:,.0f} | {row['of_peak']:.2f} "
+            f"| {row['p99_ms']:.2f} | {row['p99_ms'] / reference:.2f} |"
             for row in rows
         ),
         "",

@@ -77,13 +77,20 @@ def hold(runs: int, seconds: int, connections: Sequence[int], told: Callable[[st
             for count in connections:
                 for peer in peers:
                     result = results.setdefault((peer.name, count), Result(peer.name, count))
-                    _measure(peer, seconds, 1, result)
+                    measure(peer, seconds, 1, result)
                     told(f"run {run + 1}: {peer.name}, {count}: {result.rates[-1]:,.0f}/s")
     return list(results.values())
 
 
-def _measure(peer: Peer, seconds: int, core: int, result: Result) -> None:
-    """Load one contestant for a while."""
+def measure(peer: Peer, seconds: int, core: int, result: Result) -> None:
+    """Load one contestant for a while.
+
+    Args:
+        peer: Whom.
+        seconds: How long.
+        core: Of the load.
+        result: What is measured is added to it.
+    """
     url = f"http://127.0.0.1:{peer.port}/home"
     load = ["wrk", "-t1", f"-c{result.connections}", f"-d{seconds}s", "--latency", url]
     before = peer.cpu_seconds()

@@ -4,18 +4,22 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import uvloop
 
+from analysis.bench.contest import Result, measure
 from analysis.bench.peers import Peer
 from analysis.load.generator import Load, Target, run
-from analysis.load.record import Record, percentile
+from analysis.load.record import Record
 
 GIBIBYTE = 1 << 30
+
+FEW = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+"""Numbers of connections among which one makes half of the peak."""
 
 CORE = 1
 """What everything but the contestants is pinned to."""
@@ -32,33 +36,39 @@ def _send(peer: Peer, load: Load) -> Record:
 
 
 def half_load(
-    peers: Sequence[Peer], rate: float, runs: int, seconds: float, told: Callable[[str], None]
+    peers: Sequence[Peer], peaks: Mapping[str, float], runs: int, seconds: int, told: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """The tail in an open loop at one rate for all.
+    """The tail of each at about half of its own peak: with as many connections as come nearest to that.
 
     Args:
         peers: The contestants.
-        rate: Requests a second: half of the slowest one's peak.
+        peaks: Requests a second that each can do.
         runs: Of each, alternating.
         seconds: Of each run.
         told: Told of each run's outcome.
     """
-    found: dict[str, list[tuple[float, float]]] = {peer.name: [] for peer in peers}
-    for number in range(runs):
+    chosen: dict[str, Result] = {}
+    for peer in peers:
+        tried = []
+        for connections in FEW:
+            result = Result(peer.name, connections)
+            measure(peer, 1, CORE, result)
+            tried.append((abs(result.rates[-1] - peaks[peer.name] / 2), connections))
+        chosen[peer.name] = Result(peer.name, min(tried)[1])
+    for _ in range(runs):
         for peer in peers:
-            load = Load(round(rate * seconds), 256, rate, warm_up=round(rate / 2), seed=number)
-            ordered = _send(peer, load).latencies()
-            p50, p99 = percentile(ordered, 50) * 1000, percentile(ordered, 99) * 1000
-            found[peer.name].append((p50, p99))
-            told(f"{rate:,.0f}/s: {peer.name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+            result = chosen[peer.name]
+            measure(peer, seconds, CORE, result)
+            told(f"{peer.name}, {result.connections}: {result.rates[-1]:,.0f}/s, p99 {result.p99[-1]:.2f} ms")
     return [
         {
             "name": name,
-            "rate": rate,
-            "p50_ms": median(p[0] for p in pairs),
-            "p99_ms": median(p[1] for p in pairs),
+            "connections": result.connections,
+            "rate": median(result.rates),
+            "of_peak": median(result.rates) / peaks[name],
+            "p99_ms": median(result.p99),
         }
-        for name, pairs in found.items()
+        for name, result in chosen.items()
     ]
 
 
@@ -76,10 +86,10 @@ def many_connections(
     rows = []
     for peer in peers:
         before = peer.memory()
-        peak = [before]
-        watcher = _Watcher(peer, peak)
-        record = watcher.around(lambda peer=peer: _send(peer, Load(requests, connections, timeout=60)))  # type: ignore[misc]
-        each = (max(peak) - before) * 1024 / connections
+        seen = [before]
+        load = Load(requests, connections, timeout=60, together=True)
+        record = asyncio.run(_watched(peer, load, seen))
+        each = (max(seen) - before) * 1024 / connections
         failed = sum(record.errors.values())
         rows.append(
             {
@@ -94,22 +104,13 @@ def many_connections(
     return rows
 
 
-class _Watcher:
-    """Reads a process's memory while something is done."""
-
-    def __init__(self, peer: Peer, seen: list[float]) -> None:
-        self._peer = peer
-        self._seen = seen
-
-    def around(self, work: Callable[[], Record]) -> Record:
-        async def main() -> Record:
-            doing = asyncio.create_task(asyncio.to_thread(work))
-            while not doing.done():
-                self._seen.append(self._peer.memory())
-                await asyncio.wait({doing}, timeout=0.1)
-            return await doing
-
-        return asyncio.run(main())
+async def _watched(peer: Peer, load: Load, seen: list[float]) -> Record:
+    """Load a contestant, and read its memory meanwhile."""
+    doing = asyncio.create_task(asyncio.to_thread(_send, peer, load))
+    while not doing.done():
+        seen.append(peer.memory())
+        await asyncio.wait({doing}, timeout=0.1)
+    return await doing
 
 
 def bodies(peers: Sequence[Peer], home: Path, runs: int, told: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ class Load:
         warm_up: Requests before those, which are not measured.
         timeout: Seconds for an answer.
         seed: Of the times of arrival.
+        together: Closed loop: whether all clients connect before the first sends its request.
     """
 
     requests: int = 10_000
@@ -86,6 +87,7 @@ class Load:
     warm_up: int = 0
     timeout: float = 30.0
     seed: int = 1
+    together: bool = False
 
 
 async def run(
@@ -146,7 +148,11 @@ class _Generator:
 
     async def _fill(self) -> None:
         """Closed loop: every client sends its first request."""
-        for _ in range(min(self._load.concurrency, self._load.requests + self._load.warm_up)):
+        clients = min(self._load.concurrency, self._load.requests + self._load.warm_up)
+        if self._load.together:
+            self._opened = clients
+            await asyncio.gather(*(self._open() for _ in range(clients)))
+        for _ in range(clients):
             self._take_next()
 
     async def _arrive(self) -> None:

@@ -11,9 +11,13 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
+import structlog
 from yarl import URL
 
+from loadbalancer.errors import is_own_limit
 from loadbalancer.routing.upstream import authority
+
+log = structlog.get_logger("loadbalancer.fleet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,10 @@ class Prober:
                 return None if response.status < 500 else Miss(f"heartbeat answered {response.status}")
         except TimeoutError:
             return Miss(f"no heartbeat within {self._timeout:g} s", timed_out=True)
-        except aiohttp.ClientConnectorError:
+        except aiohttp.ClientConnectorError as error:
+            if is_own_limit(error.os_error):
+                log.warning("no heartbeat could be sent", reason=error.strerror)
+                return None  # which says nothing of the replica
             return Miss("heartbeat refused")
         except (aiohttp.ClientError, ConnectionError) as error:
             return Miss(f"heartbeat broken: {str(error) or type(error).__name__}")

@@ -7,11 +7,13 @@ import aiohttp
 import structlog
 
 from loadbalancer.errors import (
+    ExhaustedError,
     UpstreamClosedError,
     UpstreamError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
     UpstreamUnreachableError,
+    is_own_limit,
 )
 from loadbalancer.proxy.headers import Header
 from loadbalancer.proxy.routing import KEPT_ALIVE
@@ -60,6 +62,7 @@ def as_upstream_errors(upstream: Upstream, connect_timeout: float, timeout: floa
         timeout: The time-out of whatever is done within, for the message.
 
     Raises:
+        ExhaustedError: No connection could be opened, which is not the replica's fault.
         UpstreamError: It refused, or broke off, or made no sense, or was silent for too long.
     """
     name = upstream.hostname
@@ -72,6 +75,8 @@ def as_upstream_errors(upstream: Upstream, connect_timeout: float, timeout: floa
     except TimeoutError:
         raise UpstreamTimeoutError(f"{name} did not answer within {timeout:g} s") from None
     except aiohttp.ClientConnectorError as error:
+        if is_own_limit(error.os_error):
+            raise ExhaustedError(f"the load balancer can open no connection: {error.strerror}") from error
         raise UpstreamRefusedError(f"{name} cannot be reached: {error.strerror}") from error
     except aiohttp.ClientPayloadError as error:
         raise UpstreamError(f"{name} broke off in the middle of its answer") from error

@@ -52,7 +52,7 @@ def test_load_in_an_open_loop_shows_a_stall_in_every_request_that_it_held_up(tmp
     with LoadBalancer("--command", replica("odd"), "--load-factor", "0", replicas=1) as lb:
         url = f"http://127.0.0.1:{lb.port}/slow?seconds=0.02"
         (run,) = analysis(tmp_path, "load", url, "--rate", "100", "--concurrency", "1")["runs"]
-        # One connection answers fifty a second at most: half of those that come in 3 s wait for a second or more.
+        # One connection answers fifty a second at most: of those that come in 3 s half wait for over 1 s.
         assert (run["requests"], run["failed"]) == (REQUESTS, 0)
         assert run["percentiles"]["50"] > 1.0
 

@@ -11,16 +11,16 @@ from loadbalancer.errors import (
     LoadBalancerError,
     NoReplicaError,
     UpstreamError,
-    UpstreamRefusedError,
+    UpstreamStaleError,
     UpstreamTimeoutError,
-    UpstreamUnreachableError,
     answer,
 )
 from loadbalancer.proxy.accounting import CLIENT_GONE
 from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer, answer_head, own_answer
 from loadbalancer.proxy.fast.incoming import Incoming
+from loadbalancer.proxy.fast.pool import Pool
 from loadbalancer.proxy.fast.tunnel import Tunnel
-from loadbalancer.proxy.fast.upstream import Pool, UpstreamConnection
+from loadbalancer.proxy.fast.upstream import UpstreamConnection
 from loadbalancer.proxy.headers import Header, first
 from loadbalancer.proxy.request import RequestHead, log_failure
 from loadbalancer.proxy.retry import may_repeat
@@ -121,25 +121,24 @@ class Exchange:
             self._task = self._lane.spawn(self._connect(pool))
 
     async def _connect(self, pool: Pool) -> None:
-        limit = self._lane.limits.connect_timeout
-        error: UpstreamError
         try:
-            async with asyncio.timeout(limit):
-                connection = await pool.connect()
-        except TimeoutError:
-            error = UpstreamUnreachableError(f"{pool.name} accepted no connection within {limit:g} s")
-        except OSError as failure:
-            error = UpstreamRefusedError(f"{pool.name} cannot be reached: {failure.strerror or failure}")
-        else:
+            connection = await pool.obtain()
+        except LoadBalancerError as error:
             self._task = None
             if self.over:
-                pool.give_back(connection)
+                return
+            if isinstance(error, UpstreamError):
+                self.broke(error)
             else:
-                self._send_by(connection)
+                self._fail(error)
             return
         self._task = None
-        if not self.over:
-            self.broke(error)
+        if self.over:
+            pool.give_back(connection)
+        elif connection.transport.is_closing():
+            self.broke(UpstreamStaleError(f"{pool.name} closed a connection as it was used again"))
+        else:
+            self._send_by(connection)
 
     def _wait_for_replica(self, failure: UpstreamError | None) -> None:
         self._task = self._lane.spawn(self._waiting(failure))

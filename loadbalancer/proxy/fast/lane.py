@@ -21,7 +21,7 @@ from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.fast.client import ClientConnection
 from loadbalancer.proxy.fast.incoming import Incoming
 from loadbalancer.proxy.fast.limits import Limits
-from loadbalancer.proxy.fast.upstream import Pool
+from loadbalancer.proxy.fast.pool import Pool
 from loadbalancer.proxy.http2 import Http2
 from loadbalancer.proxy.request import RequestIds
 from loadbalancer.proxy.retry import RetryBudget
@@ -62,7 +62,7 @@ class FastLane:
         self.ids = RequestIds(rng or random.Random())
         self.rule = KeyRule.parse(settings.hash_on)
         self.router = Router(source, RetryBudget(self), settings.queue_timeout, settings.queue_size)
-        self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE, self)
+        self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE, self, self.limits)
         self.clock: Callable[[], float] = time.perf_counter
         self.closing = False
         self.known: dict[bytes, Incoming] = {}
@@ -186,7 +186,7 @@ class FastLane:
         pool = self._pools.get(upstream)
         if pool is None:
             pool = self._pools[upstream] = Pool(
-                upstream.hostname, upstream.host, upstream.port, KEPT_ALIVE, self
+                upstream.hostname, upstream.host, upstream.port, KEPT_ALIVE, self, self.limits
             )
             upstream.on_retired.append(lambda: self._let_go(upstream))
         return pool

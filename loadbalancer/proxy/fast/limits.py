@@ -19,6 +19,7 @@ class Limits:
         idle_timeout: Seconds between two requests, or two parts of a body, or until an answer is taken.
         response_timeout: Seconds a replica may be silent.
         connect_timeout: Seconds to connect to a replica.
+        queue_timeout: Seconds to wait for a connection to come back when no more can be opened.
         connections: Open client connections in all; 0: no bound.
         client_connections: The same from one address.
     """
@@ -31,6 +32,7 @@ class Limits:
     idle_timeout: float
     response_timeout: float
     connect_timeout: float
+    queue_timeout: float
     connections: int
     client_connections: int
 
@@ -46,6 +48,7 @@ class Limits:
             idle_timeout=settings.idle_timeout,
             response_timeout=settings.response_timeout,
             connect_timeout=settings.connect_timeout,
+            queue_timeout=settings.queue_timeout,
             connections=settings.max_connections,
             client_connections=settings.max_client_connections,
         )

@@ -8,18 +8,17 @@ import httptools
 from loadbalancer.errors import UpstreamClosedError, UpstreamError, UpstreamStaleError
 from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer
 from loadbalancer.proxy.headers import Header
-from loadbalancer.proxy.retry import Clock
 
 if TYPE_CHECKING:
     from loadbalancer.proxy.fast.exchange import Exchange
+    from loadbalancer.proxy.fast.pool import Pool
     from loadbalancer.proxy.fast.tunnel import Tunnel
 
 MAX_HEAD = 64 * 1024
 """Bytes of an answer's line and headers together."""
 
-
-KNOWN_HEADS, KNOWN_HEAD = 256, 2048
-"""How many heads of answers are known again, and how many bytes they may have."""
+KNOWN_HEAD = 2048
+"""Bytes of the longest head of an answer that is known again."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -250,79 +249,3 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.done()
         else:
             exchange.on_answer_end()
-
-
-class Pool:
-    """The connections to one replica.
-
-    Args:
-        name: Of the replica, for messages.
-        host: Address, or the path of a Unix socket.
-        port: Port; 0 for a Unix socket.
-        kept: Seconds an idle connection is kept.
-        clock: Knows the time at the last sweep.
-    """
-
-    def __init__(self, name: str, host: str, port: int, kept: float, clock: Clock) -> None:
-        self.name = name
-        self._clock = clock
-        self._host = host
-        self._port = port
-        self._kept = kept
-        self._idle: list[UpstreamConnection] = []
-        self.known: dict[bytes, KnownAnswer] = {}
-        """Heads of answers that have been read before."""
-        self._closed = False
-
-    def take(self) -> UpstreamConnection | None:
-        """The idle connection that was used last, or None."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.transport.is_closing():
-                return connection
-        return None
-
-    async def connect(self) -> UpstreamConnection:
-        """Make a new connection.
-
-        Raises:
-            OSError: The replica refuses.
-        """
-        loop = asyncio.get_running_loop()
-        if self._port:
-            _, connection = await loop.create_connection(
-                lambda: UpstreamConnection(self), self._host, self._port
-            )
-        else:
-            _, connection = await loop.create_unix_connection(lambda: UpstreamConnection(self), self._host)
-        return connection
-
-    def give_back(self, connection: UpstreamConnection) -> None:
-        """Keep a connection for another exchange."""
-        if self._closed:
-            connection.transport.close()
-            return
-        connection.idle_since = self._clock.now
-        self._idle.append(connection)
-
-    def remember(self, head: bytes, answer: KnownAnswer) -> None:
-        """Know a head again; their number is bounded, for dates make new ones every second."""
-        if len(self.known) >= KNOWN_HEADS:
-            self.known.clear()
-        self.known[head] = answer
-
-    def forget(self, connection: UpstreamConnection) -> None:
-        """It has ended."""
-        if connection.exchange is None and connection in self._idle:
-            self._idle.remove(connection)
-
-    def sweep(self, now: float) -> None:
-        """Close what has been idle for too long; the list is in the order of use."""
-        while self._idle and now - self._idle[0].idle_since > self._kept:
-            self._idle.pop(0).transport.close()
-
-    def close(self) -> None:
-        """Close what is idle, and keep nothing any more."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().transport.close()

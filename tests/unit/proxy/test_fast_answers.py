@@ -15,7 +15,8 @@ from loadbalancer.fleet.publication import Publication
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.fast.client import ClientConnection
 from loadbalancer.proxy.fast.lane import FastLane
-from loadbalancer.proxy.fast.upstream import Pool, UpstreamConnection
+from loadbalancer.proxy.fast.pool import Pool
+from loadbalancer.proxy.fast.upstream import UpstreamConnection
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.metrics import Metrics
@@ -92,7 +93,7 @@ def exchanged(parts: Sequence[bytes], *, times: int = 1, ends: bool = True) -> l
         readings = []
         async with FastLane(source, options, accounting, "/nowhere", rng=random.Random(1)) as lane:
             pool = lane.pool(upstream)
-            pool.connect = lambda: refuse(pool)  # type: ignore[method-assign]
+            pool.open = lambda: refuse(pool)  # type: ignore[method-assign]
             for _ in range(times):
                 client, transport = ClientConnection(lane), Transport()
                 client.connection_made(transport)  # type: ignore[arg-type]
