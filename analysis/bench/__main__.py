@@ -45,15 +45,18 @@ def main() -> int:
     for connections in options.connections:
         lines += contest.table(rows, connections)
     with tempfile.TemporaryDirectory() as home, contestants(Path(home), 8301, core=0, other=1) as peers:
-        lines += _tail(peers, {row["name"]: row["rate"] for row in reversed(rows)}, options.parts)
-        lines += _many(peers, options.many, options.parts)
+        if "tail" in options.parts:
+            peaks = {row["name"]: row["rate"] for row in reversed(rows)}  # at the fewest connections
+            lines += _tail(peers, peaks, options.runs, options.seconds)
+        if "connections" in options.parts:
+            lines += _many(peers, options.many)
     if "bodies" in options.parts:
         bulk = (sys.executable, "-m", "analysis.bench.bulk_replica")
         with (
             tempfile.TemporaryDirectory() as home,
             contestants(Path(home), 8301, core=0, other=1, replica=bulk) as peers,
         ):
-            lines += _bodies(peers, Path(home))
+            lines += _bodies(peers, Path(home), options.runs)
     print("\n".join(lines))
     if options.report:
         page = options.report.read_text()
@@ -70,10 +73,8 @@ def _of(peers: Sequence[Peer], *names: str) -> list[Peer]:
     return [peer for name in names for peer in peers if peer.name == name]
 
 
-def _tail(peers: Sequence[Peer], peaks: Mapping[str, float], parts: Sequence[str]) -> list[str]:
-    if "tail" not in parts:
-        return []
-    rows = extremes.half_load(_of(peers, OURS, "nginx", "HAProxy"), peaks, 5, 3, _tell)
+def _tail(peers: Sequence[Peer], peaks: Mapping[str, float], runs: int, seconds: int) -> list[str]:
+    rows = extremes.half_load(_of(peers, OURS, "nginx", "HAProxy"), peaks, runs, seconds, _tell)
     reference = next(row["p99_ms"] for row in rows if row["name"] == "nginx")
     return [
         "| at about half of its own peak | connections | requests/s | of its peak | p99, ms | p99 × nginx |",
@@ -87,9 +88,7 @@ def _tail(peers: Sequence[Peer], peaks: Mapping[str, float], parts: Sequence[str
     ]
 
 
-def _many(peers: Sequence[Peer], connections: int, parts: Sequence[str]) -> list[str]:
-    if "connections" not in parts:
-        return []
+def _many(peers: Sequence[Peer], connections: int) -> list[str]:
     rows = extremes.many_connections(_of(peers, OURS, "nginx"), connections, connections * 6, _tell)
     return [
         f"| {connections:,} connections, all active | failed | memory for each, KiB |",
@@ -99,8 +98,8 @@ def _many(peers: Sequence[Peer], connections: int, parts: Sequence[str]) -> list
     ]
 
 
-def _bodies(peers: Sequence[Peer], home: Path) -> list[str]:
-    rows = extremes.bodies(_of(peers, OURS, "nginx", "HAProxy"), home, 3, _tell)
+def _bodies(peers: Sequence[Peer], home: Path, runs: int) -> list[str]:
+    rows = extremes.bodies(_of(peers, OURS, "nginx", "HAProxy"), home, runs, _tell)
     nginx = next(row for row in rows if row["name"] == "nginx")
     return [
         "| a body of 1 GiB | down, MiB/s | × nginx | up, MiB/s | × nginx |",

@@ -151,15 +151,21 @@ class Worker:
 
     async def _listen(self, reader: asyncio.StreamReader) -> str:
         """Hear what it tells until it ends; what is wrong with it, if it has to be ended."""
+        silent = 0
         try:
-            while True:
-                async with asyncio.timeout(SILENCE):
-                    line = await reader.readline()
+            # Second by second: if it was we who stood still, what it has told meanwhile is there to be read.
+            while silent < SILENCE:
+                try:
+                    async with asyncio.timeout(1.0):
+                        line = await reader.readline()
+                except TimeoutError:
+                    silent += 1
+                    continue
                 if not line:
                     return ""
+                silent = 0
                 self.hear(messages.news.validate_json(line))
-        except TimeoutError:
-            return f"was silent for {SILENCE:g} s"
+            return f"was silent for {SILENCE} s"
         except ConnectionError:
             return ""
         except (ValueError, KeyError) as error:

@@ -11,7 +11,7 @@ MAX_LINE = 16 << 20
 PULSE = 0.1
 """Seconds after which what has changed is told at the latest, either way."""
 
-SILENCE = 10.0
+SILENCE = 10
 """Seconds after which a worker that has told nothing is taken for stuck; reports are due each second."""
 
 

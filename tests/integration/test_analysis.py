@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from analysis import report
+from analysis.bench import contest
 from loadbalancer.distribution import draw
 from tests.harness import LoadBalancer, free_port, replica
 
@@ -156,6 +157,31 @@ def test_peers(tmp_path: Path) -> None:
     assert rows["nginx", 64]["ratio"] == 1
     assert rows["this, fast lane", 64]["rate"] > rows["this, asgi lane", 64]["rate"]
     assert rows["this, fast lane", 64]["failures"] == 0
+
+
+def test_the_bench_writes_its_tables_into_a_page(tmp_path: Path) -> None:
+    try:
+        contest.check()
+    except contest.ContestError as error:
+        pytest.skip(str(error))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
+    quick = ["--runs", "1", "--seconds", "1", "--connections", "8", "--many", "100", "--report", str(page)]
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis.bench", *quick], capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert text.startswith("before\n<!-- bench -->\n")
+    assert text.endswith("<!-- /bench -->\nafter\n")
+    assert "old" not in text
+    ours = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| this, fast lane")]
+    speed, tail, many, bodies = ([cell.strip() for cell in row] for row in ours)
+    assert int(speed[1].replace(",", "")) > 1_000
+    assert 0 < float(tail[4]) < 1_000
+    assert many[1] == "0"
+    assert float(bodies[2]) > 0
+    assert float(bodies[4]) > 0
 
 
 def test_a_backend_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
