@@ -117,7 +117,8 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
             if moments[name] is not None:
                 place.axvline(moments[name], color=colour, linewidth=1, linestyle="--")
     labels = [("killed", 0.0)] + [
-        (name, moments[key]) for name, key in (("detected", "down"), ("full service", "up"))
+        (name, moments[key])
+        for name, key in (("detected", "down"), ("replacement started", "starting"), ("full service", "up"))
     ]
     for row, (name, at) in enumerate(labels):
         if at is not None:
