@@ -77,7 +77,7 @@ def test_load_by_https(tmp_path: Path) -> None:
 
 def test_a1_counts_what_the_ring_says(tmp_path: Path) -> None:
     cases = {case["label"]: case for case in analysis(tmp_path, "A-1")["cases"]}
-    assert len(cases) == 10
+    assert len(cases) == 7
     for name in ("classic", "classic-modified", "classic-sha256", "default"):
         expected = list(draw(name, 3, REQUESTS, seed=1).counts.values())
         assert cases[f"ring {name}"]["counts"] == expected, "request by request"
@@ -126,7 +126,7 @@ def test_disruption(tmp_path: Path) -> None:
 
 def test_bounded_loads_bound_the_load(tmp_path: Path) -> None:
     cases = analysis(tmp_path, "bounded")["cases"]
-    assert [case["factor"] for case in cases] == [0, 2, 1.5, 1.25, 1.1]
+    assert [case["factor"] for case in cases] == [0, 1.5, 1.1]
     assert cases[0]["away"] == 0, "without a bound every key stays at home"
     assert cases[-1]["away"] > 0
     for case in cases:

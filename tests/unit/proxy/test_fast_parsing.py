@@ -112,6 +112,14 @@ def test_good_requests_are_all_understood(data: bytes) -> None:
     assert [status for status in answered([data]) if status != 100] == [503]
 
 
+@pytest.mark.parametrize("data", REQUESTS, ids=range(len(REQUESTS)))
+def test_a_request_is_the_same_wherever_it_is_split(data: bytes) -> None:
+    whole = answered([data])
+    for place in range(1, len(data)):
+        assert answered([data[:place], data[place:]]) == whole, place
+    assert answered([data[n : n + 1] for n in range(len(data))]) == whole, "byte by byte"
+
+
 def test_no_head_reaches_a_replica_but_what_was_parsed() -> None:
     incoming = read_head(
         b"GET",
