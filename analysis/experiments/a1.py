@@ -31,7 +31,10 @@ async def run(context: Context) -> dict[str, Any]:
     """Measure every case."""
     return {
         "requests": context.requests,
-        "cases": [await spread.measure(context, name, REPLICAS, options) for name, options in CASES.items()],
+        "cases": [
+            await spread.measure(context, name, REPLICAS, options)
+            for name, options in (list(CASES.items())[:7] if context.quick else CASES.items())
+        ],
     }
 
 
@@ -40,7 +43,7 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
     title = f"{result['requests']:,} requests on {REPLICAS} replicas"
     figure, axes = plots.panels(2, 5, title, height=2.6)
     top = max(max(case["counts"]) for case in result["cases"])
-    for place, case in zip(axes, result["cases"], strict=True):
+    for place, case in zip(axes, result["cases"], strict=False):
         plots.bars(place, [f"S{number + 1}" for number in range(REPLICAS)], case["counts"])
         place.set_title(f"{case['label']}\npeak/mean {case['peak_to_mean']:.3f}", fontsize=8.5)
         place.set_ylim(0, top * 1.1)

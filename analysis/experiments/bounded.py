@@ -37,7 +37,7 @@ async def run(context: Context) -> dict[str, Any]:
     ring = Ring.build("default", range(1, REPLICAS + 1))
     home = {key: f"Server-{ring.owner(key)}" for key in set(keys)}
     cases = []
-    for factor in FACTORS:
+    for factor in FACTORS[::2] if context.quick else FACTORS:
         async with running(context.backend, REPLICAS, ("--load-factor", factor)) as system:
             target = Target.parse(system.url("/home"))
             with context.bar(f"load factor {factor if factor != '0' else 'off'}", context.requests) as bar:
