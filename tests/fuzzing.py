@@ -5,7 +5,9 @@
 
 import os
 from itertools import pairwise
+from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 TIMES = int(os.environ.get("FUZZ", "1"))
@@ -52,13 +54,14 @@ ODD_BYTES = [
 ]
 
 
-def examples(usual: int) -> int:
-    """How many examples to try.
+def tried(usual: int, **options: Any) -> settings:
+    """How many examples to try: by `make test` always the same ones, by `make fuzz` others each time.
 
     Args:
-        usual: By `make test`.
+        usual: How many by `make test`.
+        options: Further settings.
     """
-    return usual * TIMES
+    return settings(max_examples=usual * TIMES, derandomize=TIMES == 1, deadline=None, **options)
 
 
 @st.composite

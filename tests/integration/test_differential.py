@@ -1,8 +1,9 @@
 """Odd requests, side by side with nginx before the same replica: what is accepted here, nginx reads the same.
 
-Only one way round: nginx takes things that are refused here, such as bare line feeds. One thing is left out:
+Only one way round: nginx takes things that are refused here, such as bare line feeds. Left out is that
 nginx decodes paths for its own use and refuses those that leave the root or have a NUL (`/%2e%2e/`, `/%00`);
-here they are the replica's to judge, who gets them as they came.
+here they are the replica's to judge, who gets them as they came. And nginx takes a tab beside a value for a
+part of it, and refuses a second Expect, which RFC 9110 (sections 5.6.3 and 10.1.1) does not.
 """
 
 import contextlib
@@ -17,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
-from tests.fuzzing import examples
+from tests.fuzzing import tried
 from tests.harness import LoadBalancer, eventually, free_port, replica
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
@@ -48,7 +49,7 @@ LINES = [
     b"Host: x:80",
     b"Host: [::1]",
     b"Host:x",
-    b"host: \t x \t",
+    b"host:  x ",
     b"Host: ",
     b"Host: a, b",
     b"Content-Length: 5",
@@ -64,7 +65,7 @@ LINES = [
     b"Transfer-Encoding: gzip, chunked",
     b"Transfer-Encoding: chunked, identity",
     b"Transfer-Encoding: identity",
-    b"Transfer-Encoding:\tchunked",
+    b"Transfer-Encoding:  chunked",
     b"Transfer-Encoding: \x0bchunked",
     b"Transfer_Encoding: chunked",
     b"X-A: b",
@@ -176,11 +177,13 @@ def odd(draw: st.DrawFn) -> bytes:
     lines = draw(st.lists(st.sampled_from(LINES), max_size=4))
     if draw(st.booleans()):
         lines = [b"Host: x", *(line for line in lines if not line.lower().startswith(b"host"))]
+    if b"Expect: 100-continue" in lines:
+        lines = [line for line in lines if line != b"Expect: 100-continue"] + [b"Expect: 100-continue"]
     ends = draw(st.sampled_from([b"\r\n"] * 8 + [b"\n", b"\r"]))
     return ends.join([draw(st.sampled_from(FIRST)), *lines, b"", b""]) + draw(st.sampled_from(BODIES))
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
+@tried(60, suppress_health_check=list(HealthCheck))
 @given(odd())
 @example(b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
 @example(b"GET /x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -22,8 +22,8 @@ from loadbalancer.proxy.headers import Header, first, split
 ABSOLUTE_FORM = re.compile(rb"https?://(?:[^/?#@]*@)?([^/?#@]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 """RFC 9112, section 3.2.2: authority, and path with query."""
 
-HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
-"""What may stand in a Host header (RFC 9110, section 7.2)."""
+HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]+")
+"""What may stand in a Host header (RFC 9110, section 7.2); an `http` URI has a host (section 4.2.1)."""
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import httptools
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loadbalancer.fleet.publication import Publication
@@ -20,7 +20,7 @@ from loadbalancer.proxy.fast.upstream import UpstreamConnection
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.metrics import Metrics
-from tests.fuzzing import ANSWERS, cut, examples, mutated
+from tests.fuzzing import ANSWERS, cut, mutated, tried
 from tests.unit.fleet.fakes import make_snapshot
 from tests.unit.proxy.test_fast_parsing import Transport
 
@@ -136,7 +136,7 @@ def test_an_answer_that_is_known_again_is_the_same(data: bytes) -> None:
     assert others == [first] * 3
 
 
-@settings(max_examples=examples(400), deadline=None)
+@tried(400)
 @given(mutated(ANSWERS, most=1), st.lists(st.integers(0, 200), max_size=5))
 def test_bad_answers_are_read_the_same_wherever_they_are_cut(data: bytes, cuts: list[int]) -> None:
     (whole,) = exchanged([data])
@@ -155,7 +155,7 @@ def test_bad_answers_are_read_the_same_wherever_they_are_cut(data: bytes, cuts: 
         assert parted.closed
 
 
-@settings(max_examples=examples(150), deadline=None)
+@tried(150)
 @given(mutated(ANSWERS, most=2))
 def test_what_was_read_once_is_read_the_same_again(data: bytes) -> None:
     first, *others = exchanged([data], times=3)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loadbalancer.errors import LoadBalancerError, UpstreamError
@@ -20,7 +20,7 @@ from loadbalancer.proxy.fast.lane import FastLane
 from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.metrics import Metrics
-from tests.fuzzing import REQUESTS, cut, examples, mutated
+from tests.fuzzing import REQUESTS, cut, mutated, tried
 from tests.unit.fleet.fakes import make_snapshot
 
 LIMITS = Limits.of(Settings.model_validate({}))
@@ -88,7 +88,7 @@ def answered(parts: Sequence[bytes]) -> list[int]:
     return asyncio.run(main())
 
 
-@settings(max_examples=examples(400), deadline=None)
+@tried(400)
 @given(mutated(REQUESTS), st.lists(st.integers(0, 400), max_size=6))
 @example(REQUESTS[1] * 3, [1, 50, 80])
 @example(REQUESTS[0] + REQUESTS[2].replace(b"5\r\nhello", b"\x005\r\nhello"), [32])
@@ -175,7 +175,7 @@ def test_answers_whose_end_is_unclear_are_refused(headers: list[tuple[bytes, byt
         answer_head(200, b"OK", headers, method="GET", http_1_1=True)
 
 
-@settings(max_examples=examples(300))
+@tried(300)
 @given(
     st.binary(max_size=8),
     st.binary(max_size=30),
