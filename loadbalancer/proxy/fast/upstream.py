@@ -176,6 +176,8 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None or self._ended:
             return
         status = parser.get_status_code()
+        if status < 100:
+            raise UpstreamError(f"{self.pool.name} answered with the status {status}, which there is not")
         if status < 200 and status != 101:
             exchange.on_informational(status, self._reason, self._headers)
             self._fed = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import httptools
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loadbalancer.fleet.publication import Publication
@@ -138,6 +138,7 @@ def test_an_answer_that_is_known_again_is_the_same(data: bytes) -> None:
 
 @tried(400)
 @given(mutated(ANSWERS, most=1), st.lists(st.integers(0, 200), max_size=5))
+@example(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 000 OK\r\nContent-Length: 2\r\n\r\nok", [])
 def test_bad_answers_are_read_the_same_wherever_they_are_cut(data: bytes, cuts: list[int]) -> None:
     (whole,) = exchanged([data])
     (parted,) = exchanged(cut(data, cuts))
