@@ -22,7 +22,7 @@ from loadbalancer.settings import Settings
 from loadbalancer.telemetry.metrics import Metrics
 from tests.fuzzing import ANSWERS, cut, mutated, tried
 from tests.unit.fleet.fakes import make_snapshot
-from tests.unit.proxy.test_fast_parsing import Transport
+from tests.unit.proxy.test_fast_parsing import Transport, turns
 
 GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -105,12 +105,11 @@ def exchanged(parts: Sequence[bytes], *, times: int = 1, ends: bool = True) -> l
                 for part in parts:
                     if not behind.closed:
                         connection.data_received(part)
-                    await asyncio.sleep(0)
+                    await turns(1)
                 if ends and not behind.closed:
                     behind.closed = True
                     connection.connection_lost(None)
-                for _ in range(20):
-                    await asyncio.sleep(0)
+                await turns(20)
                 readings.append(read(transport.written, transport.closed))
                 client.connection_lost(None)
                 pool._idle.clear()

@@ -66,6 +66,12 @@ class Nobody:
         raise AssertionError("nobody waits")
 
 
+async def turns(count: int) -> None:
+    """Let the loop do what is due, and what is due after that."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 def answered(parts: Sequence[bytes]) -> list[int]:
     """The statuses of the answers to what comes in parts."""
 
@@ -79,8 +85,7 @@ def answered(parts: Sequence[bytes]) -> list[int]:
             for part in parts:
                 if not transport.closed:
                     client.data_received(part)
-                for _ in range(20):
-                    await asyncio.sleep(0)
+                await turns(20)
             statuses = re.findall(rb"HTTP/1\.1 (\d{3}) [^\r]*\r\n", transport.written)
             client.connection_lost(None)
             return [int(status) for status in statuses]

@@ -1,6 +1,5 @@
 """What a worker reports and what the control plane makes of it agree, whatever happens in which order."""
 
-import asyncio
 import random
 
 from hypothesis import given, settings
@@ -14,7 +13,7 @@ from loadbalancer.telemetry.metrics import Metrics
 from loadbalancer.workers import messages
 from loadbalancer.workers.crew import Employer, Worker
 from loadbalancer.workers.follower import Follower
-from tests.unit.fleet.fakes import run
+from tests.unit.fleet.fakes import pass_time, run
 
 
 class Fleet:
@@ -113,9 +112,9 @@ def test_books_agree(steps: list[tuple[str, int]]) -> None:
                 refusals += 1
             elif step == "report":
                 pair.follower.report(0)
-            await asyncio.sleep(0)
+            await pass_time(0)
         pair.follower.report(0)
-        await asyncio.sleep(0)
+        await pass_time(0)
         assert pair.total.in_flight == len(in_flight)
         assert sum(upstream.in_flight for upstream in pair.known) == len(in_flight)
         assert sum(upstream.answered for upstream in pair.known) == answers
@@ -133,7 +132,7 @@ def test_books_agree(steps: list[tuple[str, int]]) -> None:
             pair.counted.in_flight -= 1
         pair.fleet.snapshot = pair.fleet.make(())
         pair.record.feed()
-        await asyncio.sleep(0)
+        await pass_time(0)
         assert not any(upstream.busy for upstream in pair.known)
         assert pair.total.in_flight == 0
         total = sum(count for _, _, count in pair.total.take().requests)
@@ -151,11 +150,11 @@ def test_failures_in_a_row_are_known_at_once_and_end_with_an_answer() -> None:
         upstream = pair.follower.publication.snapshot.upstreams[0]
         for _ in range(3):
             upstream.failed()
-        await asyncio.sleep(0)
+        await pass_time(0)
         assert [row for _, row in pair.failed] == [1, 2, 3]
         upstream.answered_with(200)
         upstream.failed()
-        await asyncio.sleep(0)
+        await pass_time(0)
         assert pair.failed[-1][1] == 1
 
     run(main())
