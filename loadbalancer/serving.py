@@ -123,16 +123,12 @@ class Front:
             await shutdown.unless_hurried(lane.drain(self.settings.drain_timeout))
 
     async def _serve_by_workers(self, listeners: Listeners, shutdown: Shutdown) -> None:
-        # Replicas that are processes end with the control plane, and so must its workers.
-        outlived = self.settings.effective_backend() == "docker" and listeners.succession is not None
+        succession = ""
+        if listeners.succession is not None and self.settings.effective_backend() == "docker":
+            # Replicas that are processes would end with the control plane, and so must its workers.
+            succession = name_of(listeners.succession)
         async with self._own_pages(shutdown) as pages:
-            employer = Employer(
-                self.source,
-                self.settings,
-                self.accounting.metrics,
-                pages,
-                name_of(listeners.succession) if outlived and listeners.succession else "",
-            )
+            employer = Employer(self.source, self.settings, self.accounting.metrics, pages, succession)
             async with Crew(employer, listeners.sockets) as crew:
                 if self.certificate is not None:
                     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, crew.reload)

@@ -17,15 +17,13 @@ SIGN_OF_LIFE = 1.0
 
 @dataclass(slots=True)
 class _Stay:
-    """A member's stay in rotation, and what has been reported of it."""
+    """A member's stay in rotation: what was reported of it, and what has failed since."""
 
     upstream: Upstream
     in_flight: int = 0
     answered: int = 0
     failed: int = 0
     refused: int = 0
-    reported_failed: int = 0
-    reported_refused: int = 0
 
 
 class Follower:
@@ -119,15 +117,15 @@ class Follower:
             id=id,
             in_flight=upstream.in_flight,
             answered=upstream.answered - stay.answered,
-            failed=stay.failed - stay.reported_failed,
+            failed=stay.failed,
             failing=upstream.failures,
-            refused=stay.refused - stay.reported_refused,
+            refused=stay.refused,
         )
         same = upstream.in_flight == stay.in_flight
         if same and not (account.answered or account.failed or account.refused):
             return None
         stay.in_flight, stay.answered = upstream.in_flight, upstream.answered
-        stay.reported_failed, stay.reported_refused = stay.failed, stay.refused
+        stay.failed = stay.refused = 0
         return account
 
     def _report_soon(self) -> None:

@@ -61,8 +61,6 @@ async def test_few_are_made_at_a_time() -> None:
     await pass_time(0.001)
     assert isinstance(asking[1].exception(), UpstreamRefusedError)
     assert len(pool.opening) == CONNECTS_AT_ONCE + 2, "a failure makes way as well"
-    for task in asking:
-        task.cancel()
 
 
 @scenario
@@ -77,8 +75,6 @@ async def test_one_that_comes_back_goes_to_the_first_that_waits() -> None:
     assert first.result() is connection
     assert not second.done()
     assert pool.take() is None, "it is not idle"
-    for task in asking:
-        task.cancel()
 
 
 @scenario
@@ -92,8 +88,6 @@ async def test_what_is_given_to_one_that_gives_up_goes_to_the_next() -> None:
     first.cancel()
     await pass_time(0.001)
     assert second.result() is connection
-    for task in asking:
-        task.cancel()
 
 
 @scenario
@@ -133,5 +127,3 @@ async def test_a_replica_that_leaves_keeps_nobody_waiting() -> None:
     pool.close()
     await pass_time(0.001)
     assert all(isinstance(task.exception(), UpstreamRefusedError) for task in asking[-5:])
-    for task in asking:
-        task.cancel()
