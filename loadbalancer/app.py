@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import structlog
 import uvloop
 
-from loadbalancer.api.application import create_api
+from loadbalancer.admin.application import create_admin
 from loadbalancer.errors import BackendError
 from loadbalancer.fleet.backends.base import Backend
 from loadbalancer.fleet.backends.docker import DockerBackend
@@ -127,12 +127,12 @@ async def _build(
             rng=rng,
         )
         metrics.watch_replicas(fleet.census)
-        api = create_api(fleet, metrics, events, settings.admin_token)
+        admin = create_admin(fleet, metrics, events, settings.admin_token)
         accounting = Accounting(metrics, access_log=settings.access_log)
         try:
             await fleet.open()
             yield _Parts(
-                backend, Front(settings, fleet.publication, accounting, api, events.close, certificate)
+                backend, Front(settings, fleet.publication, accounting, admin, events.close, certificate)
             )
         finally:
             await _close(fleet, shutdown, keep=settings.on_exit == "keep")

@@ -1,14 +1,12 @@
-"""What can go wrong, as types, and the one place that turns them into answers.
+"""Errors that users may see, as types.
 
-Errors are raised where they are known, with a sentence for the person who caused or must mend them,
-and travel untouched to the edge (the API, a lane of the proxy, the command line), where `answer`
-makes the JSON of them. Only these types reach a client: anything else is a defect of ours, logged
-with its traceback and answered as a bare 500.
+The code raises an error where it is known, with a sentence for the person who caused it or must mend it.
+The error travels untouched to the edge (the admin application, a lane, the command line), where
+`answers.answer` makes JSON of it. Only these types reach a client: any other exception is a defect of ours,
+logged with its traceback and answered as a bare 500.
 """
 
 import errno
-import json
-from dataclasses import dataclass, field
 
 
 class LoadBalancerError(Exception):
@@ -136,35 +134,3 @@ class UpstreamTimeoutError(UpstreamError):
     """The replica was silent for too long."""
 
     status = 504
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer of the load balancer itself, ready to be sent by whichever lane must send it."""
-
-    status: int
-    body: bytes
-    headers: tuple[tuple[str, str], ...] = field(default=())
-
-
-def answer(error: BaseException) -> Answer:
-    """Turn an error into the answer that a client sees.
-
-    Args:
-        error: Any exception; only the text of a `LoadBalancerError` is shown.
-    """
-    if not isinstance(error, LoadBalancerError):
-        return failure(500, "the load balancer failed in a way it did not foresee: see its log")
-    return failure(error.status, str(error), error.headers)
-
-
-def failure(status: int, sentence: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
-    """An answer in the contract's form for failures: `{"message": "<Error> …", "status": "failure"}`.
-
-    Args:
-        status: The HTTP status code.
-        sentence: What is wrong, in words, naming the offender.
-        headers: Further headers, such as `Retry-After`.
-    """
-    body = json.dumps({"message": f"<Error> {sentence}", "status": "failure"}, ensure_ascii=False).encode()
-    return Answer(status, body, (("Content-Type", "application/json"), *headers))

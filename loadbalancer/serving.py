@@ -1,7 +1,7 @@
 """Serving clients on the port, by one lane or the other, until told to stop.
 
-The fast lane takes the port itself, in this process or in workers, and Hypercorn serves the load
-balancer's own pages on a private Unix socket behind it. With the ASGI lane Hypercorn takes the port, and
+The fast lane takes the port itself, in this process or in workers, and Hypercorn serves the admin
+application on a private Unix socket behind it. With the ASGI lane Hypercorn takes the port, and
 the dispatcher stands in front of both.
 """
 
@@ -20,11 +20,11 @@ from hypercorn.typing import ASGIFramework
 
 from loadbalancer.listening import BACKLOG, Listeners
 from loadbalancer.proxy.accounting import Accounting
-from loadbalancer.proxy.asgi import AsgiLane
-from loadbalancer.proxy.dispatcher import Dispatcher
+from loadbalancer.proxy.asgi.dispatcher import Dispatcher
+from loadbalancer.proxy.asgi.http2 import Http2, open_http2
+from loadbalancer.proxy.asgi.hypercorn_options import HypercornOptions
+from loadbalancer.proxy.asgi.lane import AsgiLane
 from loadbalancer.proxy.fast.lane import FastLane
-from loadbalancer.proxy.http2 import Http2, open_http2
-from loadbalancer.proxy.hypercorn_options import HypercornOptions
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.settings import Settings
 from loadbalancer.tls import Certificate
@@ -73,7 +73,7 @@ class Front:
         settings: Which lane, and its time-outs.
         source: Publishes the snapshots that requests go by.
         accounting: Where requests are counted and logged.
-        api: Answers for the load balancer's own paths.
+        admin: Answers for the admin paths.
         when_stopping: Called when no new requests are taken any more.
         certificate: What clients are served with; None: plain HTTP.
     """
@@ -81,7 +81,7 @@ class Front:
     settings: Settings
     source: SnapshotSource
     accounting: Accounting
-    api: ASGIFramework
+    admin: ASGIFramework
     when_stopping: Callable[[], None]
     certificate: Certificate | None = None
 
@@ -101,7 +101,7 @@ class Front:
 
     async def _serve_asgi(self, listener: socket.socket, shutdown: Shutdown) -> None:
         async with AsgiLane(self.source, self.settings, self.accounting) as lane:
-            dispatcher = Dispatcher(self.api, lane)
+            dispatcher = Dispatcher(self.admin, lane)
 
             async def until_stopped() -> None:
                 await shutdown.asked.wait()
@@ -113,9 +113,9 @@ class Front:
 
     async def _serve_fast(self, listener: socket.socket, shutdown: Shutdown) -> None:
         async with (
-            self._own_pages(shutdown) as pages,
+            self._admin_socket(shutdown) as admin,
             self._http2() as http2,
-            FastLane(self.source, self.settings, self.accounting, pages, http2) as lane,
+            FastLane(self.source, self.settings, self.accounting, admin, http2) as lane,
         ):
             await lane.listen(listener, self.certificate.context if self.certificate else None)
             await shutdown.asked.wait()
@@ -127,8 +127,8 @@ class Front:
         if listeners.succession is not None and self.settings.effective_backend() == "docker":
             # Replicas that are processes would end with the control plane, and so must its workers.
             succession = name_of(listeners.succession)
-        async with self._own_pages(shutdown) as pages:
-            employer = Employer(self.source, self.settings, self.accounting.metrics, pages, succession)
+        async with self._admin_socket(shutdown) as admin:
+            employer = Employer(self.source, self.settings, self.accounting.metrics, admin, succession)
             async with Crew(employer, listeners.sockets) as crew:
                 if self.certificate is not None:
                     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, crew.reload)
@@ -142,17 +142,17 @@ class Front:
                 await shutdown.unless_hurried(crew.drain(self.settings.drain_timeout))
 
     @asynccontextmanager
-    async def _own_pages(self, shutdown: Shutdown) -> AsyncIterator[str]:
-        """Serve the load balancer's own pages on a Unix socket, whose path this is."""
+    async def _admin_socket(self, shutdown: Shutdown) -> AsyncIterator[str]:
+        """Serve the admin application on a Unix socket; yields its path."""
         with tempfile.TemporaryDirectory(prefix="loadbalancer-") as folder:
-            path = str(Path(folder) / "pages")
-            control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            control.bind(path)
-            control.listen(BACKLOG)  # now, so that the first request finds it, whoever is ready first
+            path = str(Path(folder) / "admin")
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(path)
+            listener.listen(BACKLOG)  # now, so that the first request finds it, whoever is ready first
             drained = asyncio.Event()
-            own = Dispatcher(self.api, self.api)
-            options = HypercornOptions(self.settings, [f"fd://{control.detach()}"])
-            serving = asyncio.create_task(self._serve_by_hypercorn(own, options, drained.wait, shutdown))
+            only = Dispatcher(self.admin, self.admin)
+            options = HypercornOptions(self.settings, [f"fd://{listener.detach()}"])
+            serving = asyncio.create_task(self._serve_by_hypercorn(only, options, drained.wait, shutdown))
             try:
                 yield path
             finally:
@@ -165,7 +165,7 @@ class Front:
         if self.certificate is None:
             yield None
             return
-        async with open_http2(self.source, self.settings, self.accounting, self.api) as http2:
+        async with open_http2(self.source, self.settings, self.accounting, self.admin) as http2:
             yield http2
 
     def _stopping(self) -> None:

@@ -42,14 +42,14 @@ class Employer:
         source: Publishes the snapshots.
         settings: The options.
         metrics: Where to add up what workers count.
-        pages: Path of the Unix socket of the load balancer's own pages.
+        admin: Path of the Unix socket on which the admin application listens.
         succession: Where workers that survive the control plane look for its successor; empty: none shall.
     """
 
     source: SnapshotSource
     settings: Settings
     metrics: Metrics
-    pages: str
+    admin: str
     succession: str
 
 
@@ -99,7 +99,7 @@ class Worker:
             settings = self.employer.settings.model_dump(mode="json", exclude={"admin_token"})
             self.tell(
                 messages.Begin(
-                    settings=settings, pages=self.employer.pages, succession=self.employer.succession
+                    settings=settings, admin=self.employer.admin, succession=self.employer.succession
                 )
             )
             self.feed()

@@ -20,13 +20,13 @@ class Begin(BaseModel):
 
     Args:
         settings: The options, without secrets.
-        pages: Path of the Unix socket on which the load balancer's own pages are served.
+        admin: Path of the Unix socket on which the admin application listens.
         succession: Where a successor of the control plane will say that it serves; empty: nobody survives it.
     """
 
     kind: Literal["begin"] = "begin"
     settings: dict[str, Any]
-    pages: str
+    admin: str
     succession: str
 
 

@@ -17,9 +17,9 @@ import uvloop
 from pydantic import BaseModel
 
 from loadbalancer.proxy.accounting import Accounting
+from loadbalancer.proxy.asgi.http2 import Http2, open_http2
+from loadbalancer.proxy.asgi.remote_admin import open_remote_admin
 from loadbalancer.proxy.fast.lane import FastLane
-from loadbalancer.proxy.http2 import Http2, open_http2
-from loadbalancer.proxy.pages import open_pages
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.logs import configure as configure_logs
@@ -58,8 +58,8 @@ async def _work(channel: socket.socket, listener: socket.socket) -> None:
         accounting = Accounting(metrics, access_log=settings.access_log)
         certificate = Certificate.of(settings)
         async with (
-            _http2(follower.publication, settings, accounting, begin.pages, certificate) as http2,
-            FastLane(follower.publication, settings, accounting, begin.pages, http2) as lane,
+            _http2(follower.publication, settings, accounting, begin.admin, certificate) as http2,
+            FastLane(follower.publication, settings, accounting, begin.admin, http2) as lane,
         ):
             reporting = asyncio.create_task(_report(follower))
             try:
@@ -115,15 +115,15 @@ async def _http2(
     source: SnapshotSource,
     settings: Settings,
     accounting: Accounting,
-    pages: str,
+    admin: str,
     certificate: Certificate | None,
 ) -> AsyncIterator[Http2 | None]:
     if certificate is None:
         yield None
         return
     async with (
-        open_pages(pages, settings) as own,
-        open_http2(source, settings, accounting, own) as http2,
+        open_remote_admin(admin, settings) as remote,
+        open_http2(source, settings, accounting, remote) as http2,
     ):
         yield http2
 

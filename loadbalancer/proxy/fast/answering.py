@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
 
-from loadbalancer.errors import Answer, UpstreamError
-from loadbalancer.proxy.client import encode
+from loadbalancer.answers import Answer, encode
+from loadbalancer.errors import UpstreamError
 from loadbalancer.proxy.headers import HOP_BY_HOP, Header, named_by
 
 

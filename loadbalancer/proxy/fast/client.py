@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import httptools
 
+from loadbalancer.answers import answer
 from loadbalancer.errors import (
     BadRequestError,
     BodyTooLargeError,
     HeadTimeoutError,
     HeadTooLargeError,
     LoadBalancerError,
-    answer,
 )
 from loadbalancer.proxy.fast.answering import own_answer
 from loadbalancer.proxy.fast.exchange import Exchange

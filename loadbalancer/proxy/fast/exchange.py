@@ -7,13 +7,13 @@ no task of its own: it is driven by what arrives on either side.
 import asyncio
 from typing import TYPE_CHECKING
 
+from loadbalancer.answers import answer
 from loadbalancer.errors import (
     LoadBalancerError,
     NoReplicaError,
     UpstreamError,
     UpstreamStaleError,
     UpstreamTimeoutError,
-    answer,
 )
 from loadbalancer.proxy.accounting import CLIENT_GONE
 from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer, answer_head, own_answer
@@ -24,7 +24,7 @@ from loadbalancer.proxy.fast.upstream import UpstreamConnection
 from loadbalancer.proxy.headers import Header, first
 from loadbalancer.proxy.request import RequestHead, log_failure
 from loadbalancer.proxy.retry import may_repeat
-from loadbalancer.proxy.routing import Route
+from loadbalancer.proxy.router import Route
 from loadbalancer.routing.upstream import Upstream
 
 if TYPE_CHECKING:

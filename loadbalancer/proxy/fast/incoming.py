@@ -15,7 +15,7 @@ from loadbalancer.errors import (
     HeadTooLargeError,
     NotImplementedByUsError,
 )
-from loadbalancer.proxy.dispatcher import is_own_target
+from loadbalancer.proxy.admin_paths import is_admin_target
 from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.proxy.headers import Header, first, split
 
@@ -156,7 +156,7 @@ def read_head(
         length,
         upgrade,
         expects,
-        own=is_own_target(target),
+        own=is_admin_target(target),
         given_id=parts.request_id.decode("latin-1"),
         hops=b"".join(hop + b", " for hop in parts.hops),
         outgoing=b"".join(lines),

@@ -18,14 +18,14 @@ from typing import Any, Self
 from loadbalancer.errors import ClosingError, TooManyConnectionsError
 from loadbalancer.listening import BACKLOG
 from loadbalancer.proxy.accounting import Accounting
+from loadbalancer.proxy.asgi.http2 import Http2
 from loadbalancer.proxy.fast.client import ClientConnection
 from loadbalancer.proxy.fast.incoming import Incoming
 from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.proxy.fast.pool import Pool
-from loadbalancer.proxy.http2 import Http2
 from loadbalancer.proxy.request import RequestIds
 from loadbalancer.proxy.retry import RetryBudget
-from loadbalancer.proxy.routing import KEPT_ALIVE, Router
+from loadbalancer.proxy.router import KEPT_ALIVE, Router
 from loadbalancer.routing.keys import KeyRule
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream

@@ -2,19 +2,20 @@ from typing import Any
 
 import pytest
 
-from loadbalancer.proxy.dispatcher import Dispatcher, is_own
+from loadbalancer.proxy.admin_paths import is_admin
+from loadbalancer.proxy.asgi.dispatcher import Dispatcher
 
 
 @pytest.mark.parametrize("path", ["/rep", "/add", "/rm", "/lb", "/lb/", "/lb/replicas", "/lb/x/y"])
 def test_its_own_paths(path: str) -> None:
-    assert is_own(path)
+    assert is_admin(path)
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/rep/", "/replica", "/adder", "/rmx", "/lbx", "/LB/", "/home", "//rep"]
 )
 def test_all_other_paths_are_the_replicas(path: str) -> None:
-    assert not is_own(path)
+    assert not is_admin(path)
 
 
 async def dispatched(raw_path: str, method: str = "GET") -> tuple[str, Any]:

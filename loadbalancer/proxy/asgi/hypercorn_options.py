@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypercorn.config import Config
 
 from loadbalancer.listening import BACKLOG
-from loadbalancer.proxy.websocket import MAX_MESSAGE
+from loadbalancer.proxy.asgi.websocket import MAX_MESSAGE
 from loadbalancer.settings import Settings
 from loadbalancer.tls import Certificate
 

@@ -1,7 +1,7 @@
-"""The fork in the road: the load balancer's own paths go to the API, all others to the replicas.
+"""The ASGI application in front of two: admin paths go to the admin application, all others to the lane.
 
-It stands before Quart's routing, which would normalise paths and answer for methods that it does not
-know: what belongs to the replicas reaches the lane as it came.
+It stands before Quart's routing, which normalises paths and answers for methods that it does not know.
+So a replica's request reaches the lane as the client sent it.
 """
 
 import re
@@ -16,46 +16,25 @@ from hypercorn.typing import (
     Scope,
 )
 
-from loadbalancer.errors import BadRequestError, LoadBalancerError, NotImplementedByUsError, answer
-from loadbalancer.proxy.client import Client
+from loadbalancer.answers import answer
+from loadbalancer.errors import BadRequestError, LoadBalancerError, NotImplementedByUsError
+from loadbalancer.proxy.admin_paths import is_admin
+from loadbalancer.proxy.asgi.client import Client
 
 _ABSOLUTE_FORM = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#@]+)(/[^?#]*)?", re.IGNORECASE)
 """An absolute target without its query, which ASGI keeps apart: its authority and its path."""
-
-_OWN = frozenset({b"/rep", b"/add", b"/rm", b"/lb"})
-
-
-def is_own(path: str) -> bool:
-    """Whether a path is the load balancer's own rather than the replicas'.
-
-    Args:
-        path: Percent-decoded, without the query.
-    """
-    return path.encode() in _OWN or path.startswith("/lb/")
-
-
-def is_own_target(target: bytes) -> bool:
-    """The same for a request target as it was sent, in origin form.
-
-    Args:
-        target: Path and query, percent-encoded.
-    """
-    path = target.partition(b"?")[0]
-    if b"%" in path:
-        return is_own(unquote(path.decode("latin-1")))
-    return path in _OWN or path.startswith(b"/lb/")
 
 
 class Dispatcher:
     """An ASGI application in front of two.
 
     Args:
-        api: Answers for the load balancer's own paths.
+        admin: Answers for the admin paths.
         lane: Passes everything else on.
     """
 
-    def __init__(self, api: ASGIFramework, lane: ASGIFramework) -> None:
-        self._api = api
+    def __init__(self, admin: ASGIFramework, lane: ASGIFramework) -> None:
+        self._admin = admin
         self._lane = lane
         self.closing = False
         """Whether answers tell their clients that the connection ends with them."""
@@ -75,7 +54,7 @@ class Dispatcher:
             except LoadBalancerError as error:
                 await Client(receive, send).answer(answer(error))
                 return
-        await (self._api if is_own(scope["path"]) else self._lane)(scope, receive, send)
+        await (self._admin if is_admin(scope["path"]) else self._lane)(scope, receive, send)
 
     def _telling_when_closing(self, send: ASGISendCallable) -> ASGISendCallable:
         async def tell(message: ASGISendEvent) -> None:

@@ -12,12 +12,12 @@ import aiohttp
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from yarl import URL
 
-from loadbalancer.errors import LoadBalancerError, answer
+from loadbalancer.answers import answer, encode
+from loadbalancer.errors import LoadBalancerError
 from loadbalancer.proxy.accounting import Entry
-from loadbalancer.proxy.client import encode
+from loadbalancer.proxy.asgi.upstream_http import as_upstream_errors, text
 from loadbalancer.proxy.headers import Header, to_client, to_replica
 from loadbalancer.proxy.request import RequestHead
-from loadbalancer.proxy.upstream_http import as_upstream_errors, text
 from loadbalancer.routing.upstream import Upstream
 
 MAX_MESSAGE = 16 * 1024 * 1024

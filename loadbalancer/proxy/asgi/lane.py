@@ -15,17 +15,18 @@ import aiohttp
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope, WebsocketScope
 from yarl import URL
 
-from loadbalancer.errors import LoadBalancerError, UpstreamError, answer
+from loadbalancer.answers import answer
+from loadbalancer.errors import LoadBalancerError, UpstreamError
 from loadbalancer.proxy.accounting import Accounting, Entry
-from loadbalancer.proxy.body import RequestBody
-from loadbalancer.proxy.client import Client, ClientGoneError
+from loadbalancer.proxy.asgi.body import RequestBody
+from loadbalancer.proxy.asgi.client import Client, ClientGoneError
+from loadbalancer.proxy.asgi.patience import Patience
+from loadbalancer.proxy.asgi.upstream_http import as_upstream_errors, open_session, text
+from loadbalancer.proxy.asgi.websocket import Handshake, keep_refusals, refuse, tunnel
 from loadbalancer.proxy.headers import first, to_client, to_replica
-from loadbalancer.proxy.patience import Patience
 from loadbalancer.proxy.request import RequestHead, log_failure, request_id
 from loadbalancer.proxy.retry import Monotonic, RetryBudget, may_repeat
-from loadbalancer.proxy.routing import Router
-from loadbalancer.proxy.upstream_http import as_upstream_errors, open_session, text
-from loadbalancer.proxy.websocket import Handshake, keep_refusals, refuse, tunnel
+from loadbalancer.proxy.router import Router
 from loadbalancer.routing.keys import KeyRule
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream

@@ -8,7 +8,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from loadbalancer.proxy.client import ClientGoneError
+from loadbalancer.proxy.asgi.client import ClientGoneError
 
 
 class Patience:

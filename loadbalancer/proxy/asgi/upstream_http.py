@@ -16,7 +16,7 @@ from loadbalancer.errors import (
     is_own_limit,
 )
 from loadbalancer.proxy.headers import Header
-from loadbalancer.proxy.routing import KEPT_ALIVE
+from loadbalancer.proxy.router import KEPT_ALIVE
 from loadbalancer.routing.upstream import Upstream
 
 MAX_HEADER_LINE = 32 * 1024

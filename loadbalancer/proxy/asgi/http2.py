@@ -14,9 +14,9 @@ from hypercorn.typing import ASGIFramework, LifespanState
 from hypercorn.utils import wrap_app
 
 from loadbalancer.proxy.accounting import Accounting
-from loadbalancer.proxy.asgi import AsgiLane
-from loadbalancer.proxy.dispatcher import Dispatcher
-from loadbalancer.proxy.hypercorn_options import HypercornOptions
+from loadbalancer.proxy.asgi.dispatcher import Dispatcher
+from loadbalancer.proxy.asgi.hypercorn_options import HypercornOptions
+from loadbalancer.proxy.asgi.lane import AsgiLane
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.settings import Settings
 
@@ -59,7 +59,7 @@ class Http2:
 
 @asynccontextmanager
 async def open_http2(
-    source: SnapshotSource, settings: Settings, accounting: Accounting, pages: ASGIFramework
+    source: SnapshotSource, settings: Settings, accounting: Accounting, admin: ASGIFramework
 ) -> AsyncIterator[Http2]:
     """Make what the fast lane hands its HTTP/2 connections over to.
 
@@ -67,7 +67,7 @@ async def open_http2(
         source: Publishes the snapshots that requests go by.
         settings: The options.
         accounting: Where requests are counted and logged.
-        pages: Answers for the load balancer's own paths.
+        admin: Answers for the admin paths.
     """
     async with AsgiLane(source, settings, accounting) as lane:
-        yield Http2(Dispatcher(pages, lane), HypercornOptions(settings))
+        yield Http2(Dispatcher(admin, lane), HypercornOptions(settings))

@@ -1,10 +1,10 @@
-"""The load balancer's own pages as an ASGI application, for a process that does not serve them itself."""
+"""The admin application as a worker process sees it: an ASGI application that passes requests on to it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from loadbalancer.proxy.accounting import Accounting
-from loadbalancer.proxy.asgi import AsgiLane
+from loadbalancer.proxy.asgi.lane import AsgiLane
 from loadbalancer.routing.policies import RoundRobin
 from loadbalancer.routing.snapshot import Snapshot
 from loadbalancer.routing.upstream import Upstream
@@ -25,13 +25,13 @@ class _Fixed:
 
 
 @asynccontextmanager
-async def open_pages(path: str, settings: Settings) -> AsyncIterator[AsgiLane]:
-    """Pass requests on to whoever serves the pages; not counted, for they are no replica's.
+async def open_remote_admin(path: str, settings: Settings) -> AsyncIterator[AsgiLane]:
+    """Pass requests on to the process that serves the admin application; they are not counted.
 
     Args:
-        path: Of the Unix socket where they are served.
+        path: Of the Unix socket on which it listens.
         settings: Time-outs.
     """
-    upstream = Upstream("the load balancer's own page", 1, path, 0)
+    upstream = Upstream("the admin application", 1, path, 0)
     async with AsgiLane(_Fixed(upstream), settings, Accounting(Metrics(), access_log=False)) as lane:
         yield lane

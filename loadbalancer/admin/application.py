@@ -28,8 +28,8 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
 from loadbalancer import __version__
-from loadbalancer.api.changes import MAX_BODY, Change, read_change
-from loadbalancer.api.schemas import (
+from loadbalancer.admin.changes import MAX_BODY, Change, read_change
+from loadbalancer.admin.schemas import (
     ChangeQuery,
     ChangeRequest,
     FailureAnswer,
@@ -37,7 +37,8 @@ from loadbalancer.api.schemas import (
     SentenceAnswer,
     StateAnswer,
 )
-from loadbalancer.errors import Answer, UnauthorizedError, answer, failure
+from loadbalancer.answers import Answer, answer, failure
+from loadbalancer.errors import UnauthorizedError
 from loadbalancer.fleet.fleet import Fleet
 from loadbalancer.telemetry.events import EventStream
 from loadbalancer.telemetry.metrics import CONTENT_TYPE, Metrics
@@ -51,7 +52,7 @@ TOO_MANY_TO_REMOVE = "Length of hostname list is more than removable instances"
 log = structlog.get_logger(__name__)
 
 
-def create_api(fleet: Fleet, metrics: Metrics, events: EventStream, admin_token: SecretStr | None) -> Quart:
+def create_admin(fleet: Fleet, metrics: Metrics, events: EventStream, admin_token: SecretStr | None) -> Quart:
     """Make the application.
 
     Args:
@@ -77,7 +78,7 @@ def create_api(fleet: Fleet, metrics: Metrics, events: EventStream, admin_token:
     _guard(app, admin_token)
     _answer_errors(app)
     _add_fleet_routes(app, fleet)
-    _add_own_pages(app, fleet, metrics, events)
+    _add_pages(app, fleet, metrics, events)
     return app
 
 
@@ -159,7 +160,7 @@ def _add_fleet_routes(app: Quart, fleet: Fleet) -> None:
         return _members(await fleet.remove(change.n, change.hostnames))
 
 
-def _add_own_pages(app: Quart, fleet: Fleet, metrics: Metrics, events: EventStream) -> None:
+def _add_pages(app: Quart, fleet: Fleet, metrics: Metrics, events: EventStream) -> None:
     @app.get("/lb/health")
     @document_response(SentenceAnswer)
     @document_response(FailureAnswer, 503)

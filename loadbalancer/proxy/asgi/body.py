@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 
 from loadbalancer.errors import BodyTooLargeError
-from loadbalancer.proxy.client import Client, ClientGoneError
-from loadbalancer.proxy.patience import Patience
+from loadbalancer.proxy.asgi.client import Client, ClientGoneError
+from loadbalancer.proxy.asgi.patience import Patience
 
 
 class RequestBody:

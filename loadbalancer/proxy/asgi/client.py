@@ -5,11 +5,10 @@ has begun: after that an error can only be shown by breaking off.
 """
 
 import asyncio
-from email.utils import formatdate
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 
-from loadbalancer.errors import Answer
+from loadbalancer.answers import Answer, encode
 from loadbalancer.proxy.headers import Header
 
 
@@ -72,13 +71,3 @@ class Client:
         await self.begin(answer.status, encode(answer))
         await self.write(answer.body)
         await self.end()
-
-
-def encode(answer: Answer) -> list[Header]:
-    """The headers of an answer of our own, as they are sent.
-
-    Args:
-        answer: The answer; its length and the date are added.
-    """
-    headers = [*answer.headers, ("Content-Length", str(len(answer.body))), ("Date", formatdate(usegmt=True))]
-    return [(name.lower().encode(), value.encode()) for name, value in headers]

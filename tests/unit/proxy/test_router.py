@@ -14,7 +14,7 @@ from loadbalancer.errors import (
     UpstreamTimeoutError,
 )
 from loadbalancer.proxy.retry import RetryBudget
-from loadbalancer.proxy.routing import SETTLES_WITHIN, Router
+from loadbalancer.proxy.router import SETTLES_WITHIN, Router
 from loadbalancer.routing.snapshot import Snapshot
 from loadbalancer.routing.upstream import Upstream
 from tests.unit.fleet.fakes import make_snapshot, now, pass_time, scenario
