@@ -112,6 +112,10 @@ class UpstreamError(LoadBalancerError):
     status = 502
 
 
+class UpstreamGarbledError(UpstreamError):
+    """The replica's answer breaks the rules of HTTP; it is alive, and may answer other requests well."""
+
+
 class UpstreamRefusedError(UpstreamError):
     """The replica accepted no connection: it knows nothing of the request."""
 

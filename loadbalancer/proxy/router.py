@@ -5,13 +5,14 @@ fail at once: for a while, and so many at most.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from loadbalancer.errors import (
     NoReplicaError,
     UpstreamClosedError,
     UpstreamError,
+    UpstreamGarbledError,
     UpstreamRefusedError,
     UpstreamStaleError,
 )
@@ -33,8 +34,13 @@ class Route:
 
     key: str
     tried: Collection[Upstream] = ()
+    """The upstreams that it has failed on."""
     closed: bool = False
     """Whether a replica has broken the connection that it had accepted."""
+    stale: Upstream | None = None
+    """The upstream whose kept connection had ended; it gets the request again before any other does."""
+    fresh: bool = False
+    """Whether the request must go on a new connection, because a kept one has ended under it."""
     waits_until: float | None = None
 
     def deadline(self, patience: float) -> float:
@@ -63,40 +69,6 @@ class Router:
         self._size = queue_size
         self._waiting = 0
 
-    async def carry(
-        self,
-        key: str,
-        attempt: Callable[[Upstream], Awaitable[None]],
-        may_repeat: Callable[[UpstreamError], bool],
-    ) -> None:
-        """Have a request done by a replica; if that fails, perhaps by another.
-
-        Who broke the connection may have begun with the request, so that this is tried once more at
-        most; connections that are refused cost nothing but the time.
-
-        Args:
-            key: What the request is hashed on.
-            attempt: Has one replica do it.
-            may_repeat: Whether it can be done again after an error.
-
-        Raises:
-            NoReplicaError: There is no replica, and none came in time.
-            UpstreamError: It failed, and could not be repeated.
-        """
-        route = Route(key)
-        upstream = self.first(key) or await self.wait(route)
-        while True:
-            upstream.acquire()
-            try:
-                return await attempt(upstream)
-            except UpstreamError as error:
-                if not self.may_go_on(route, upstream, error, may_repeat(error)):
-                    raise
-                failure = error
-            finally:
-                upstream.release()
-            upstream = self.pick(route) or await self.wait(route, failure)
-
     def first(self, key: str) -> Upstream | None:
         """Count a request, and pick a replica for it, or None if there is none just now.
 
@@ -107,21 +79,37 @@ class Router:
         return self._source.snapshot.pick(key)
 
     def pick(self, route: Route) -> Upstream | None:
-        """A replica that the request has not failed on, or None if there is none just now."""
-        return self._source.snapshot.pick(route.key, route.tried)
+        """A replica that the request has not failed on, or None if there is none just now.
+
+        After a stale connection that is the same replica, if it is still in rotation.
+
+        Args:
+            route: The request's way so far.
+        """
+        snapshot = self._source.snapshot
+        same, route.stale = route.stale, None
+        if same is not None and same in snapshot.upstreams:
+            return same
+        return snapshot.pick(route.key, route.tried)
 
     def may_go_on(self, route: Route, upstream: Upstream, error: UpstreamError, repeatable: bool) -> bool:
         """Note a failed attempt, and say whether there may be another.
 
+        A stale connection says nothing of the replica: the request goes to the same one again, on a new
+        connection, and this costs no retry (RFC 9112, section 9.3.1). It can happen once in a request.
+
         Args:
             route: The request's way so far.
-            upstream: On whom it has failed.
-            error: How.
+            upstream: The upstream that it has failed on.
+            error: How it has failed.
             repeatable: Whether the request can be done again after that.
         """
+        if isinstance(error, UpstreamStaleError) and not route.fresh:
+            route.fresh = repeatable
+            route.stale = upstream if repeatable else None
+            return repeatable
         _note(upstream, error)
-        # That a kept connection is stale says nothing of the request: it has not been tried by that.
-        closed = isinstance(error, UpstreamClosedError) and not isinstance(error, UpstreamStaleError)
+        closed = isinstance(error, UpstreamClosedError)
         if not repeatable or (closed and route.closed) or not self._budget.withdraw():
             return False
         route.closed |= closed
@@ -147,6 +135,9 @@ class Router:
             raise
 
     async def _wait(self, route: Route) -> Upstream:
+        # One may have come since the caller has looked: a wait begins in a later turn of the loop.
+        if (upstream := self.pick(route)) is not None:
+            return upstream
         if self._waiting >= self._size:
             raise NoReplicaError(f"no replica is in rotation, and {self._waiting} requests wait for one")
         self._waiting += 1
@@ -172,7 +163,8 @@ class Router:
 
 
 def _note(upstream: Upstream, error: UpstreamError) -> None:
+    """Tell the upstream of a failure, unless a client could cause it by asking for one page."""
     if isinstance(error, UpstreamRefusedError):
         upstream.refused()
-    else:
+    elif not isinstance(error, UpstreamGarbledError):
         upstream.failed()

@@ -18,6 +18,7 @@ from yarl import URL
 from loadbalancer.answers import answer
 from loadbalancer.errors import LoadBalancerError, UpstreamError
 from loadbalancer.proxy.accounting import Accounting, Entry
+from loadbalancer.proxy.asgi.attempts import carry
 from loadbalancer.proxy.asgi.body import RequestBody
 from loadbalancer.proxy.asgi.client import Client, ClientGoneError
 from loadbalancer.proxy.asgi.patience import Patience
@@ -115,7 +116,7 @@ class AsgiLane:
         """Have a request answered by a replica, or say why that cannot be."""
         body = RequestBody(client, self._settings.max_body)
 
-        async def attempt(upstream: Upstream) -> None:
+        async def attempt(upstream: Upstream, fresh: bool) -> None:
             entry.replica = upstream.hostname
             try:
                 await self._exchange(upstream, head, body, client, entry)
@@ -128,7 +129,7 @@ class AsgiLane:
             return not client.answering and may_repeat(head.method, error, body_at_hand=body.at_hand)
 
         try:
-            await self._router.carry(head.key(self._rule), attempt, repeatable)
+            await carry(self._router, head.key(self._rule), attempt, repeatable)
         except LoadBalancerError as error:
             log_failure(head, error)
             if not client.answering:
@@ -171,7 +172,7 @@ class AsgiLane:
         """Hold a WebSocket open to a replica, or say why that cannot be."""
         settings = self._settings
 
-        async def attempt(upstream: Upstream) -> None:
+        async def attempt(upstream: Upstream, fresh: bool) -> None:
             entry.replica = upstream.hostname
             handshake = Handshake(
                 self._session(upstream), settings.response_timeout, settings.connect_timeout
@@ -183,7 +184,7 @@ class AsgiLane:
 
         await receive()  # websocket.connect
         try:
-            await self._router.carry(head.key(self._rule), attempt, repeatable)
+            await carry(self._router, head.key(self._rule), attempt, repeatable)
         except LoadBalancerError as error:
             log_failure(head, error)
             await refuse(send, entry, error)

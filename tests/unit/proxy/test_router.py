@@ -9,12 +9,14 @@ from loadbalancer.errors import (
     NoReplicaError,
     UpstreamClosedError,
     UpstreamError,
+    UpstreamGarbledError,
     UpstreamRefusedError,
     UpstreamStaleError,
     UpstreamTimeoutError,
 )
+from loadbalancer.proxy.asgi.attempts import carry
 from loadbalancer.proxy.retry import RetryBudget
-from loadbalancer.proxy.router import SETTLES_WITHIN, Router
+from loadbalancer.proxy.router import SETTLES_WITHIN, Route, Router
 from loadbalancer.routing.snapshot import Snapshot
 from loadbalancer.routing.upstream import Upstream
 from tests.unit.fleet.fakes import make_snapshot, now, pass_time, scenario
@@ -58,17 +60,17 @@ async def carried(
     *outcomes: type[UpstreamError] | None,
     may_repeat: Callable[[UpstreamError], bool] = lambda error: True,
 ) -> list[str]:
-    """Carry a request whose attempts end so; who was tried."""
+    """Carry a request whose attempts end so: the names tried, with a `!` if the connection had to be new."""
     tried: list[str] = []
     left = iter(outcomes)
 
-    async def attempt(upstream: Upstream) -> None:
+    async def attempt(upstream: Upstream, fresh: bool) -> None:
         assert upstream.in_flight == 1
-        tried.append(upstream.hostname)
+        tried.append(upstream.hostname + "!" * fresh)
         if error := next(left):
             raise error("so it is")
 
-    await router(source).carry("key", attempt, may_repeat)
+    await carry(router(source), "key", attempt, may_repeat)
     return tried
 
 
@@ -95,11 +97,57 @@ async def test_a_broken_connection_is_forgiven_once() -> None:
 
 
 @scenario
-async def test_stale_connections_are_no_attempts() -> None:
+async def test_a_stale_connection_is_followed_by_a_new_one_to_the_same_replica() -> None:
+    """RFC 9112, section 9.3.1: the connection was at fault, and not the replica."""
+    one = upstream(1)
+    assert await carried(Source(one), UpstreamStaleError, None) == ["S1", "S1!"]
+    assert one.failures == 0
     source = Source(upstream(1), upstream(2), upstream(3))
-    assert await carried(source, UpstreamClosedError, UpstreamStaleError, None) == ["S1", "S2", "S3"]
+    assert await carried(source, UpstreamClosedError, UpstreamStaleError, None) == ["S1", "S2", "S2!"]
+    source = Source(upstream(1), upstream(2), upstream(3))
+    assert await carried(source, UpstreamStaleError, UpstreamClosedError, None) == ["S1", "S1!", "S2!"]
+
+
+@scenario
+async def test_connections_after_a_stale_one_are_new_and_fail_in_earnest() -> None:
+    one = upstream(1)
+    with pytest.raises(UpstreamClosedError):
+        await carried(Source(one), UpstreamStaleError, UpstreamStaleError, None)
+    assert one.failures == 1
+    source = Source(upstream(1), upstream(2), upstream(3))
     with pytest.raises(UpstreamClosedError):
         await carried(source, UpstreamStaleError, UpstreamClosedError, UpstreamClosedError)
+
+
+@scenario
+async def test_a_stale_connection_costs_no_retry() -> None:
+    class Spent(RetryBudget):
+        def withdraw(self) -> bool:
+            return False
+
+    route, one = Route("key"), upstream(1)
+    routing = Router(Source(one), Spent(Virtual()), queue_timeout=2.0, queue_size=10)
+    assert routing.may_go_on(route, one, UpstreamStaleError("it ended"), repeatable=True)
+    assert (routing.pick(route), route.fresh, route.tried) == (one, True, ())
+    assert not routing.may_go_on(route, one, UpstreamClosedError("it ended"), repeatable=True)
+
+
+@scenario
+async def test_a_request_that_may_not_be_repeated_is_not_after_a_stale_connection_either() -> None:
+    one = upstream(1)
+    with pytest.raises(UpstreamStaleError):
+        await carried(Source(one), UpstreamStaleError, None, may_repeat=lambda error: False)
+    assert one.failures == 0
+
+
+@scenario
+async def test_a_replica_that_left_the_rotation_is_not_gone_back_to() -> None:
+    one, two = upstream(1), upstream(2)
+    source, route = Source(one, two), Route("key")
+    routing = router(source)
+    assert routing.may_go_on(route, one, UpstreamStaleError("it ended"), repeatable=True)
+    source.publish(two)
+    assert routing.pick(route) is two
 
 
 @scenario
@@ -148,6 +196,17 @@ async def test_a_request_waits_for_the_first_replica() -> None:
 
 
 @scenario
+async def test_a_replica_that_came_before_the_wait_began_is_seen() -> None:
+    """It enters the rotation between `first` and `wait`, which the fast lane calls in a later turn."""
+    source = Source()
+    routing, begun = router(source, size=0), now()
+    assert routing.first("key") is None
+    source.publish(upstream(7))
+    assert (await routing.wait(Route("key"))).hostname == "S7"
+    assert now() == begun
+
+
+@scenario
 async def test_nobody_waits_for_ever() -> None:
     begun = now()
     with pytest.raises(NoReplicaError, match="try again in a moment"):
@@ -170,10 +229,10 @@ async def test_the_queue_is_bounded() -> None:
     source = Source()
     queue = router(source, size=3)
 
-    async def attempt(upstream: Upstream) -> None:
+    async def attempt(upstream: Upstream, fresh: bool) -> None:
         pass
 
-    waiting = [asyncio.create_task(queue.carry("key", attempt, lambda e: True)) for _ in range(5)]
+    waiting = [asyncio.create_task(carry(queue, "key", attempt, lambda e: True)) for _ in range(5)]
     await pass_time(0.1)
     source.publish(upstream(1))
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
@@ -189,3 +248,12 @@ async def test_what_becomes_of_a_request_is_told_to_whoever_watches_the_replica(
         with pytest.raises(UpstreamError):
             await carried(Source(one), error, may_repeat=lambda error: False)
     assert (len(refused), one.failures) == (1, 2)
+
+
+@scenario
+async def test_no_page_has_a_replica_ejected_that_answers_it_against_the_rules() -> None:
+    one = upstream(1)
+    for _ in range(10):
+        with pytest.raises(UpstreamGarbledError):
+            await carried(Source(one), UpstreamGarbledError, may_repeat=lambda error: False)
+    assert one.failures == 0
