@@ -56,6 +56,12 @@ class UnauthorizedError(LoadBalancerError):
     headers = (("WWW-Authenticate", "Bearer"),)
 
 
+class ForbiddenError(LoadBalancerError):
+    """The request may not be done for whoever asks, and nothing was changed."""
+
+    status = 403
+
+
 class NotImplementedByUsError(LoadBalancerError):
     """The request asks for something that a load balancer does not do."""
 

@@ -29,6 +29,7 @@ from werkzeug.exceptions import HTTPException
 
 from loadbalancer import __version__
 from loadbalancer.admin.changes import MAX_BODY, Change, read_change
+from loadbalancer.admin.cross_site import check_site
 from loadbalancer.admin.schemas import (
     ChangeQuery,
     ChangeRequest,
@@ -83,13 +84,18 @@ def create_admin(fleet: Fleet, metrics: Metrics, events: EventStream, admin_toke
 
 
 def _guard(app: Quart, admin_token: SecretStr | None) -> None:
-    """Let only those pass who know the token, where one is wanted."""
+    """Refuse changes for web pages from elsewhere, and all who do not know the token, where one is wanted."""
+
+    @app.before_request
+    async def check_site_of_page() -> None:
+        check_site(request.method, request.path, request.headers)
+
     if admin_token is None:
         return
     expected = f"Bearer {admin_token.get_secret_value()}".encode()
 
     @app.before_request
-    async def check() -> None:
+    async def check_token() -> None:
         if request.path in ("/rep", "/lb/health"):
             return
         given = request.headers.get("Authorization", "")
@@ -142,6 +148,7 @@ def _add_fleet_routes(app: Quart, fleet: Fleet) -> None:
     @document_querystring(ChangeQuery)
     @document_response(MembersAnswer)
     @document_response(FailureAnswer, 400)
+    @document_response(FailureAnswer, 403)
     @document_response(FailureAnswer, 500)
     async def add() -> Response:
         """Start replicas; answers once they are in rotation."""
@@ -153,6 +160,7 @@ def _add_fleet_routes(app: Quart, fleet: Fleet) -> None:
     @document_querystring(ChangeQuery)
     @document_response(MembersAnswer)
     @document_response(FailureAnswer, 400)
+    @document_response(FailureAnswer, 403)
     @document_response(FailureAnswer, 500)
     async def rm() -> Response:
         """Remove replicas; answers once they have drained and are gone."""
