@@ -24,6 +24,7 @@ class RequestHead:
         client: Address of the client; empty if unknown.
         scheme: `http` or `https`, or `ws` or `wss`.
         request_id: What `X-Request-Id` says, or a random one.
+        via: Address of the trusted proxy that has passed the request on; empty: there is none.
     """
 
     method: str
@@ -33,6 +34,7 @@ class RequestHead:
     client: str
     scheme: str
     request_id: str
+    via: str = ""
 
     @classmethod
     def from_target(
@@ -69,13 +71,13 @@ def log_failure(head: RequestHead, error: LoadBalancerError) -> None:
 
 
 def request_id(headers: list[Header], rng: random.Random) -> str:
-    """The id that a request came with, or a random one of 128 bits.
+    """The id that a request came with (the first that is not empty), or a random one of 128 bits.
 
     Args:
         headers: The request's headers, names in lower case.
         rng: Source of made-up ids.
     """
-    given = first(headers, b"x-request-id")
+    given = first(((name, value) for name, value in headers if value.strip()), b"x-request-id")
     return given.decode("latin-1") if given else rng.randbytes(16).hex()
 
 
