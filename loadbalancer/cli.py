@@ -17,7 +17,7 @@ from rich.table import Table
 
 from loadbalancer import __version__, client, distribution
 from loadbalancer.routing.ring import PRESETS
-from loadbalancer.settings import Settings, SettingsError, environment_name, load, option_name
+from loadbalancer.settings import Settings, SettingsError, environment_name, is_many, load, option_name
 
 Command = Callable[..., Any]
 
@@ -55,13 +55,18 @@ def _with_settings(command: Command) -> Command:
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
-    default = "unset" if field.default is None else "empty" if field.default == "" else field.default
+    many = is_many(field)
+    default = {None: "unset", "": "empty", (): "none"}.get(field.default, field.default)
     choices = f": {', '.join(get_args(field.annotation))}" if get_origin(field.annotation) is Literal else ""
-    text = f"{field.description}{choices} [default: {default}; env: {environment_name(name)}]"
+    repeated = "; may be given more than once" if many else ""
+    lines = ", one a line" if many else ""
+    text = (
+        f"{field.description}{choices}{repeated} [default: {default}; env: {environment_name(name)}{lines}]"
+    )
     if field.annotation is bool:
         return click.option(option_name(name), name, is_flag=True, default=None, help=text)
     # Texts for now: `settings` reads and checks the values of all sources alike.
-    return click.option(option_name(name), name, default=None, metavar="VALUE", help=text)
+    return click.option(option_name(name), name, default=None, multiple=many, metavar="VALUE", help=text)
 
 
 @commands.command()

@@ -11,10 +11,12 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 IN_IMAGE = "LOADBALANCER_IN_IMAGE"
 """Set to 1 in the load balancer's own container image: `--backend auto` goes by it."""
@@ -56,6 +58,21 @@ def _command(value: str) -> str:
     raise ValueError("must name a program")
 
 
+def _network(value: str) -> str:
+    try:
+        ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError("must be an address or a network such as 10.0.0.0/8") from None
+    return value
+
+
+def _lines(value: Any) -> Any:
+    """The values of an option that may be given more than once, one a line as in its variable."""
+    if isinstance(value, str):
+        return tuple(filter(None, (line.strip() for line in value.splitlines())))
+    return value
+
+
 def _weights(value: str) -> str:
     parse_weights(value)
     return value
@@ -79,6 +96,7 @@ def parse_weights(text: str) -> dict[str, int]:
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 Patience = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_lines)]
 
 
 class Settings(BaseModel):
@@ -150,12 +168,21 @@ class Settings(BaseModel):
         "request-id",
         description="what is hashed: request-id, client-ip, path, header:NAME, cookie:NAME or query:NAME",
     )
+    trusted_proxies: Networks = Field(
+        (), description="address or network (CIDR) of a proxy whose forwarding headers are believed"
+    )
+    proxy_protocol: bool = Field(
+        False, description="fast lane: trusted proxies begin with HAProxy's PROXY header, version 1 or 2"
+    )
     connect_timeout: Seconds = Field(1.0, description="seconds to connect to a replica")
     response_timeout: Seconds = Field(
         60.0, description="seconds a replica may take to begin or continue its answer"
     )
     head_timeout: Seconds = Field(15.0, description="seconds the head of a request may take to come")
     idle_timeout: Seconds = Field(75.0, description="seconds an idle client connection is kept open")
+    tunnel_idle_timeout: Patience = Field(
+        0.0, description="seconds without a byte either way that end a tunnel or event stream; 0: never"
+    )
     max_head: int = Field(
         32 * 1024, ge=1024, le=1 << 20, description="bytes of a request's line and headers together"
     )
@@ -210,11 +237,16 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def is_many(field: FieldInfo) -> bool:
+    """Whether an option may be given more than once: one value a line in its variable, a list in TOML."""
+    return isinstance(field.default, tuple)
+
+
 def load(options: Mapping[str, Any], config: Path | None, environ: Mapping[str, str]) -> Settings:
     """Join the sources: option, else environment, else file, else default.
 
     Args:
-        options: What was given on the command line, by field name; None means not given.
+        options: What was given on the command line, by field name; None and () mean not given.
         config: TOML file with fields as keys (either `heartbeat-path` or `heartbeat_path`), or None.
         environ: The environment. An empty variable counts as not set, as compose files write it.
 
@@ -229,7 +261,7 @@ def load(options: Mapping[str, Any], config: Path | None, environ: Mapping[str, 
         variable = environment_name(name)
         if environ.get(variable):
             values[name], origin[name] = environ[variable], variable
-        if options.get(name) is not None:
+        if options.get(name) not in (None, ()):
             values[name], origin[name] = options[name], option_name(name)
     try:
         settings = Settings.model_validate(values)
@@ -245,6 +277,10 @@ def load(options: Mapping[str, Any], config: Path | None, environ: Mapping[str, 
             raise SettingsError(f"{origin[given]}: is of no use without {option_name(wanting)}")
     if settings.workers > 1 and (settings.lane == "asgi" or sys.platform != "linux"):
         raise SettingsError(f"{origin['workers']}: more than one worker is for the fast lane, on Linux")
+    if settings.proxy_protocol and settings.lane == "asgi":
+        raise SettingsError(f"{origin['proxy_protocol']}: is for the fast lane, not --lane asgi")
+    if settings.proxy_protocol and not settings.trusted_proxies:
+        raise SettingsError(f"{origin['proxy_protocol']}: is of no use without --trusted-proxies")
     if settings.on_exit == "keep" and settings.effective_backend() == "process":
         raise SettingsError(
             f"{origin.get('on_exit', '--on-exit')}: 'keep' is for containers: processes end with their parent"

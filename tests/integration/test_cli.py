@@ -83,6 +83,11 @@ def test_nobody_there_is_status_1_and_one_line() -> None:
         (["--backend", "podman"], {}, "--backend"),
         (["--log-format", "xml"], {}, "--log-format"),
         (["--command", ""], {}, "--command"),
+        (["--trusted-proxies", "::1", "--trusted-proxies", "10.0.0.0/33"], {}, "10.0.0.0/33"),
+        ([], {"LB_TRUSTED_PROXIES": "::1\n10.0.0.0/33"}, "LB_TRUSTED_PROXIES: '10.0.0.0/33'"),
+        (["--proxy-protocol"], {}, "--proxy-protocol: is of no use without --trusted-proxies"),
+        (["--proxy-protocol", "--trusted-proxies", "::1", "--lane", "asgi"], {}, "--proxy-protocol"),
+        (["--tunnel-idle-timeout", "-1"], {}, "--tunnel-idle-timeout"),
         (["--no-such-option"], {}, "--no-such-option"),
         (["superfluous"], {}, "superfluous"),
         ([], {"LB_PORT": "http"}, "LB_PORT"),
@@ -124,6 +129,7 @@ def test_every_option_of_the_contract_is_in_the_help() -> None:
         host port replicas backend image command replica-port heartbeat-path heartbeat-interval
         heartbeat-timeout max-fail-count policy ring load-factor hash-on connect-timeout response-timeout
         idle-timeout drain-timeout stop-timeout admin-token log-format config
+        trusted-proxies proxy-protocol tunnel-idle-timeout
     """
     for option in documented.split():
         assert f"--{option} " in text

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 def test_the_readme_lists_every_option_with_its_default() -> None:
     rows = re.findall(r"^\| `(--[a-z-]+)` \| ([^|]+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     defaults = {option_name(name): field.default for name, field in Settings.model_fields.items()}
-    told = {"None": "unset", "": "unset", "False": "off"}
+    told = {"None": "unset", "": "unset", "()": "unset", "False": "off"}
     assert dict(rows) == {
         option: told.get(str(default), f"`{default}`") for option, default in defaults.items()
     }

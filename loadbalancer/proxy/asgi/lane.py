@@ -24,6 +24,7 @@ from loadbalancer.proxy.asgi.client import Client, ClientGoneError
 from loadbalancer.proxy.asgi.patience import Patience
 from loadbalancer.proxy.asgi.upstream_http import as_upstream_errors, open_session, text
 from loadbalancer.proxy.asgi.websocket import Handshake, keep_refusals, refuse, tunnel
+from loadbalancer.proxy.forwarding import TrustedProxies
 from loadbalancer.proxy.headers import first, to_client, to_replica
 from loadbalancer.proxy.request import RequestHead, log_failure, request_id
 from loadbalancer.proxy.retry import Monotonic, RetryBudget, may_repeat
@@ -55,6 +56,7 @@ class AsgiLane:
         self._accounting = accounting
         self._rng = rng or random.Random()
         self._rule = KeyRule.parse(settings.hash_on)
+        self._proxies = TrustedProxies(settings.trusted_proxies)
         budget = RetryBudget(Monotonic())
         self._router = Router(source, budget, settings.queue_timeout, settings.queue_size)
         self._sessions: dict[Upstream, aiohttp.ClientSession] = {}
@@ -101,15 +103,18 @@ class AsgiLane:
 
     def _head(self, scope: HTTPScope | WebsocketScope) -> RequestHead:
         headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+        peer = scope["client"][0] if scope["client"] else ""
+        identity = self._proxies.identify(headers, peer=peer, scheme=scope["scheme"])
         return RequestHead(
             # RFC 6455: a WebSocket begins with a GET.
             method=scope["method"] if scope["type"] == "http" else "GET",
             path=scope["raw_path"],
             query=scope["query_string"],
             headers=headers,
-            client=scope["client"][0] if scope["client"] else "",
-            scheme=scope["scheme"],
+            client=identity.client,
+            scheme=identity.scheme,
             request_id=request_id(headers, self._rng),
+            via=identity.via,
         )
 
     async def _http(self, head: RequestHead, client: Client, entry: Entry) -> None:
@@ -143,7 +148,9 @@ class AsgiLane:
     ) -> None:
         """Send the request to a replica and stream its answer back."""
         settings = self._settings
-        headers = to_replica(head.headers, client=head.client, scheme=head.scheme, request_id=head.request_id)
+        headers = to_replica(
+            head.headers, client=head.client, scheme=head.scheme, request_id=head.request_id, via=head.via
+        )
         with as_upstream_errors(upstream, settings.connect_timeout, settings.response_timeout):
             async with Patience(settings.response_timeout, settings.idle_timeout) as patience:
                 data = await body.stream(patience)

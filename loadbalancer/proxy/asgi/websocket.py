@@ -89,7 +89,9 @@ class Handshake:
             UpstreamError: It cannot be reached, or makes no sense.
             UpstreamTimeoutError: It does not answer.
         """
-        headers = to_replica(head.headers, client=head.client, scheme=head.scheme, request_id=head.request_id)
+        headers = to_replica(
+            head.headers, client=head.client, scheme=head.scheme, request_id=head.request_id, via=head.via
+        )
         with as_upstream_errors(upstream, self.connect_timeout, self.timeout):
             async with asyncio.timeout(self.timeout):
                 return await self.session.ws_connect(
