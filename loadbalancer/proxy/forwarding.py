@@ -16,11 +16,6 @@ SEPARATORS = rb"[-!#$%&'*+.^_`|~]"
 beside letters and digits. CGI (RFC 3875, section 4.1.18) turns `-` into `_`, and some servers turn the
 others into `_` as well, so a name with any of them may reach an application as the name with `-`."""
 
-FORWARDING_NAMES = rb"forwarded|x%(s)breal%(s)bip|x%(s)bforwarded%(s)b[-!#$%%&'*+.^_`|~0-9a-z]*" % {
-    b"s": SEPARATORS
-}
-"""Alternatives of a regular expression that ignores case: the names for which `is_forwarding` holds."""
-
 _FOLDING = bytes.maketrans(
     b"!#$%&'*+.^_`|~ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"--------------abcdefghijklmnopqrstuvwxyz"
 )
@@ -36,6 +31,21 @@ def folded(name: bytes) -> bytes:
         name: As sent.
     """
     return name.translate(_FOLDING)
+
+
+def spellings(name: bytes) -> bytes:
+    """A regular expression of all names that `folded` makes one of, if it ignores case.
+
+    Args:
+        name: As `folded` gives it.
+    """
+    return name.replace(b"-", SEPARATORS)
+
+
+FORWARDING_NAMES = b"|".join(
+    (b"forwarded", spellings(b"x-real-ip"), spellings(b"x-forwarded-") + rb"[-!#$%&'*+.^_`|~0-9a-z]*")
+)
+"""Alternatives of a regular expression that ignores case: the names for which `is_forwarding` holds."""
 
 
 def is_forwarding(name: bytes) -> bool:
@@ -91,7 +101,7 @@ class TrustedProxies:
         self._networks = tuple(_plain_network(ip_network(text, strict=False)) for text in networks)
 
     def trusts(self, address: str) -> bool:
-        """Whether a peer is one of them: a lane asks once for each connection.
+        """Whether a peer is one of them, which stays so for as long as its connection.
 
         Args:
             address: Of the peer. IPv4 in IPv6 form counts as IPv4, and an IPv6 zone is ignored. The peer of

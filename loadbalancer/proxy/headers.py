@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from loadbalancer.proxy.forwarding import folded, is_forwarding
+from loadbalancer.proxy.forwarding import FORWARDING_NAMES, folded, is_forwarding, spellings
 
 Header = tuple[bytes, bytes]
 
@@ -89,6 +89,10 @@ _FROM_TRUSTED = {
 
 _SHADOWED = _IN_REQUESTS.keys() | PROTECTED
 """Names that no header may resemble: what this proxy adds, and what frames a message."""
+
+MEANT_NAMES = b"|".join((FORWARDING_NAMES, *(spellings(name) for name in sorted(_SHADOWED))))
+"""Alternatives of a regular expression that ignores case: all names of a request's headers that have a
+meaning here, or resemble one that has. Others go on as they are, unless `Connection` names them."""
 
 _PROTO = {
     scheme: (b"x-forwarded-proto", told)

@@ -102,6 +102,19 @@ def test_a_trusted_proxy_is_believed(asgi: LoadBalancer) -> None:
     assert logged(asgi, got)["client"] == "203.0.113.7"
 
 
+def test_a_websocket_is_told_the_same(asgi: LoadBalancer) -> None:
+    """The replica refuses the handshake with the headers that it got."""
+    key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
+    handshake = {"Upgrade": "websocket", "Connection": "Upgrade", **key}
+    got = ask(asgi, PROXY, {**CLAIMS, **handshake})
+    assert got["upgrade"] == ["websocket"]
+    assert got["x-forwarded-for"] == [f"198.51.100.1, 203.0.113.7, {PROXY}"]
+    assert got["x-forwarded-proto"] == ["https"]
+    got = ask(asgi, STRANGER, {**CLAIMS, **SHADOWS, **handshake})
+    assert (got["x-forwarded-for"], got["x-forwarded-proto"]) == ([STRANGER], ["http"])
+    assert got.keys() & {"forwarded", "x-real-ip", "x_forwarded_for"} == set()
+
+
 def test_the_client_is_found_behind_several_trusted_proxies(asgi: LoadBalancer) -> None:
     got = ask(asgi, PROXY, {"X-Forwarded-For": "198.51.100.1, 203.0.113.8, 10.1.2.3"})
     assert got["x-forwarded-for"] == [f"198.51.100.1, 203.0.113.8, 10.1.2.3, {PROXY}"]

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.proxy.headers import HOP_BY_HOP, Header, first, may_be_trailer, to_client, to_replica
+from loadbalancer.proxy.headers import (
+    HOP_BY_HOP,
+    MEANT_NAMES,
+    Header,
+    first,
+    may_be_trailer,
+    to_client,
+    to_replica,
+)
 from loadbalancer.proxy.request import request_id
 
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ-", min_size=1, max_size=12).map(str.encode)
@@ -130,6 +138,20 @@ def test_each_of_them_is_dropped_alone(header: Header) -> None:
 def test_other_names_with_an_underscore_pass() -> None:
     sent = [(b"api_key", b"1"), (b"X_Forward", b"2"), (b"content_type", b"3")]
     assert forwarded(sent)[:3] == sent
+
+
+MEANT = re.compile(rb"(?i:%b)" % MEANT_NAMES)
+ANY_NAME = st.text("!#$%&'*+-.^_`|~09azAZ", min_size=1, max_size=12).map(str.encode)
+KNOWN = st.sampled_from(
+    [name for name, _ in CLAIMED + SHADOWS + OURS] + [*HOP_BY_HOP, b"Host", b"Content-Length"]
+)
+
+
+@given(st.one_of(ANY_NAME, KNOWN, st.tuples(KNOWN, ANY_NAME).map(b"".join)))
+def test_what_the_regular_expression_does_not_find_goes_on_as_it_is(name: bytes) -> None:
+    passes = (name, b"1") in forwarded([(name, b"1")])
+    exempt = name.lower() in (b"host", b"content-length", b"x-request-id")  # found, and kept
+    assert bool(MEANT.fullmatch(name)) == (not passes or exempt)
 
 
 @pytest.mark.parametrize(
