@@ -16,6 +16,10 @@ class LoadBalancerError(Exception):
     headers: tuple[tuple[str, str], ...] = ()
 
 
+class DefectError(LoadBalancerError):
+    """The load balancer itself is at fault: its parts are in a state that cannot be."""
+
+
 class BadRequestError(LoadBalancerError):
     """The request cannot be done as asked, and nothing was changed."""
 
@@ -124,6 +128,10 @@ class UpstreamGarbledError(UpstreamError):
 
 class UpstreamRefusedError(UpstreamError):
     """The replica accepted no connection: it knows nothing of the request."""
+
+
+class UpstreamLeftError(UpstreamRefusedError):
+    """The replica left the rotation before it got the request; that does not count against it."""
 
 
 class UpstreamUnreachableError(UpstreamRefusedError):

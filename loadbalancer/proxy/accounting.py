@@ -6,15 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-import structlog
-
 from loadbalancer.proxy.request import RequestHead
+from loadbalancer.telemetry.access_log import AccessLog
 from loadbalancer.telemetry.metrics import Metrics
 
 CLIENT_GONE = 499
 """nginx's number for a client that went away before its answer began."""
-
-_log = structlog.get_logger("loadbalancer.access")
 
 
 class Outcome(Protocol):
@@ -53,11 +50,19 @@ class Accounting:
 
     def __init__(self, metrics: Metrics, *, access_log: bool) -> None:
         self.metrics = metrics
-        self._access_log = access_log
+        self.access_log = AccessLog() if access_log else None
 
     def begin(self) -> None:
         """Count a request that has come."""
         self.metrics.in_flight += 1
+
+    def refused(self, status: int) -> None:
+        """Count what was refused before it was a request.
+
+        Args:
+            status: Of the answer.
+        """
+        self.metrics.count("", status, 0.0)
 
     def end(self, describe: Callable[[], RequestHead], entry: Outcome, seconds: float) -> None:
         """Count and log a request that has ended.
@@ -69,19 +74,23 @@ class Accounting:
         """
         self.metrics.in_flight -= 1
         self.metrics.count(entry.replica, entry.status, seconds)
-        if self._access_log:
+        if self.access_log is not None:
             head = describe()
-            _log.info(
-                "request",
-                method=head.method,
-                target=head.target,
+            self.access_log.write(
+                head.method,
+                head.target,
+                head.client,
+                head.request_id,
                 status=entry.status,
                 complete=entry.complete,
-                replica=entry.replica or None,
-                seconds=round(seconds, 6),
-                client=head.client,
-                request_id=head.request_id,
+                replica=entry.replica,
+                seconds=seconds,
             )
+
+    def close(self) -> None:
+        """Nothing more is counted: write what waits to be written."""
+        if self.access_log is not None:
+            self.access_log.flush()
 
     @contextmanager
     def request(self, head: RequestHead) -> Iterator[Entry]:

@@ -36,14 +36,6 @@ class RequestHead:
     request_id: str
     via: str = ""
 
-    @classmethod
-    def from_target(
-        cls, method: str, target: bytes, headers: list[Header], client: str, scheme: str, request_id: str
-    ) -> "RequestHead":
-        """Make one of a target in origin form; the other arguments are the fields'."""
-        path, _, query = target.partition(b"?")
-        return cls(method, path, query, headers, client, scheme, request_id)
-
     @property
     def target(self) -> str:
         """Path and query, in the origin form of RFC 9112, section 3.2.1."""
@@ -70,15 +62,24 @@ def log_failure(head: RequestHead, error: LoadBalancerError) -> None:
     )
 
 
+def given_id(headers: list[Header]) -> str:
+    """The id that a request came with: the first that is not empty; empty if there is none.
+
+    Args:
+        headers: The request's headers, names in lower case.
+    """
+    given = first(((name, value) for name, value in headers if value.strip()), b"x-request-id")
+    return given.decode("latin-1") if given else ""
+
+
 def request_id(headers: list[Header], rng: random.Random) -> str:
-    """The id that a request came with (the first that is not empty), or a random one of 128 bits.
+    """The id that a request came with, or a random one of 128 bits.
 
     Args:
         headers: The request's headers, names in lower case.
         rng: Source of made-up ids.
     """
-    given = first(((name, value) for name, value in headers if value.strip()), b"x-request-id")
-    return given.decode("latin-1") if given else rng.randbytes(16).hex()
+    return given_id(headers) or rng.randbytes(16).hex()
 
 
 class RequestIds:

@@ -13,6 +13,7 @@ from loadbalancer.errors import (
     UpstreamClosedError,
     UpstreamError,
     UpstreamGarbledError,
+    UpstreamLeftError,
     UpstreamRefusedError,
     UpstreamStaleError,
 )
@@ -108,6 +109,10 @@ class Router:
             route.fresh = repeatable
             route.stale = upstream if repeatable else None
             return repeatable
+        if isinstance(error, UpstreamLeftError):
+            # It was never sent, and many may wait for a connection to the one that leaves.
+            route.tried = {*route.tried, upstream}
+            return True
         _note(upstream, error)
         closed = isinstance(error, UpstreamClosedError)
         if not repeatable or (closed and route.closed) or not self._budget.withdraw():

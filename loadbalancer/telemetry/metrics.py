@@ -5,7 +5,6 @@ asked for: a request must not pay for what is read every few seconds.
 """
 
 from bisect import bisect_left
-from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -51,7 +50,7 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self.in_flight = 0
         """Requests being answered; the lanes count it up and down."""
-        self._requests: Tally[tuple[str, int]] = Tally()
+        self._requests: dict[tuple[str, int], int] = {}
         self._latency = [0] * (len(LATENCY_BUCKETS) + 1)
         self._seconds = 0.0
         self._census: Callable[[], Mapping[str, int]] = dict
@@ -71,7 +70,10 @@ class Metrics(Collector):
             status: Its answer's, or 499 when the client went away.
             seconds: From its head to the end of its answer.
         """
-        self._requests[replica, status] += 1
+        try:
+            self._requests[replica, status] += 1
+        except KeyError:
+            self._requests[replica, status] = 1
         self._latency[bisect_left(LATENCY_BUCKETS, seconds)] += 1
         self._seconds += seconds
 
@@ -80,7 +82,7 @@ class Metrics(Collector):
         counts = Counts(
             [(*series, count) for series, count in self._requests.items()], self._latency, self._seconds
         )
-        self._requests = Tally()
+        self._requests = {}
         self._latency = [0] * len(self._latency)
         self._seconds = 0.0
         return counts
@@ -88,7 +90,8 @@ class Metrics(Collector):
     def add(self, counts: "Counts") -> None:
         """Add what was counted elsewhere."""
         for replica, status, count in counts.requests:
-            self._requests[replica, status] += count
+            series = (replica, status)
+            self._requests[series] = self._requests.get(series, 0) + count
         self._latency = [ours + theirs for ours, theirs in zip(self._latency, counts.latency, strict=True)]
         self._seconds += counts.seconds
 

@@ -1,428 +1,163 @@
-"""The client's side: requests that come over one connection, one after the other, and their answers."""
+"""The short way of a client's usual requests, without an exchange of their own.
 
-import asyncio
-import math
-from collections import deque
+The packet of a request is read by `quick` and sent on, and the packet of the answer comes back by
+`quick_answered`. As soon as anything unusual happens the request is carried like any other
+(`take_general_way`).
+"""
+
 from typing import TYPE_CHECKING
 
 import httptools
 
-from loadbalancer.answers import answer
-from loadbalancer.errors import (
-    BadRequestError,
-    BodyTooLargeError,
-    HeadTimeoutError,
-    HeadTooLargeError,
-    LoadBalancerError,
-)
-from loadbalancer.proxy.fast.answering import own_answer
+from loadbalancer.proxy.fast.carrier import Carrier
+from loadbalancer.proxy.fast.client_shell import ClientShell
+from loadbalancer.proxy.fast.client_side import END_OF_HEAD, ClientState
 from loadbalancer.proxy.fast.exchange import Exchange
-from loadbalancer.proxy.fast.incoming import Incoming, read_head
-from loadbalancer.proxy.fast.tunnel import Tunnel
-from loadbalancer.proxy.fast.writer import ClientWriter
-from loadbalancer.proxy.headers import Header
+from loadbalancer.proxy.fast.quick import REQUEST_LINE, QuickRequest, Validator, read_request
+from loadbalancer.proxy.fast.request_head import read_head
+from loadbalancer.proxy.fast.upstream import UpstreamConnection
+from loadbalancer.routing.upstream import Upstream
+from loadbalancer.telemetry.access_log import AccessLog
 
 if TYPE_CHECKING:
     from loadbalancer.proxy.fast.lane import FastLane
 
-KNOWN_HEAD = 2048
-"""Bytes of the longest request that is known again."""
+G = ord("G")
+"""The first byte of GET, which may be sent again."""
 
-LINGER = 2.0
-"""Seconds that the rest of a request is still read, and dropped, after it has been answered."""
+_IDLE, _ANSWER = ClientState.IDLE, ClientState.ANSWER
 
 
-class ClientConnection(ClientWriter):
+class ClientConnection(ClientShell):
     """A client's connection.
-
-    Requests that come before earlier ones are answered wait in order, and no more is read meanwhile.
 
     Args:
         lane: Whose it is.
+        source: Address of the client, where a proxy has told it in front of everything else.
     """
 
-    __slots__ = (
-        "_body_held",
-        "_body_size",
-        "_exchange",
-        "_fed",
-        "_handed_over",
-        "_head_size",
-        "_headers",
-        "_in_body",
-        "_last",
-        "_messages",
-        "_parser",
-        "_paused",
-        "_reading",
-        "_refused",
-        "_target",
-        "_tunnel",
-        "_waiting",
-        "_waits_for_client",
-        "address",
-        "address_bytes",
-        "deadline",
-        "lane",
-        "scheme",
-        "write_held",
-    )
+    __slots__ = ("_connection", "_id", "_quick", "_upstream", "_validator")
 
-    def __init__(self, lane: "FastLane") -> None:
-        super().__init__()
-        self.lane = lane
-        self.address = ""
-        self.address_bytes = b""
-        self.scheme: str = lane.scheme
-        self.deadline = math.inf
-        self._parser = httptools.HttpRequestParser(self)
-        self._headers: list[Header] = []
-        self._target = b""
-        self._fed = 0
-        self._in_body = False
-        self._reading: Incoming | None = None
-        self._waiting: deque[Incoming | LoadBalancerError] = deque()
-        self._exchange: Exchange | None = None
-        self._refused = False
-        self._handed_over = False
-        self._tunnel: Tunnel | None = None
-        self._body_held = False
-        self.write_held = False
-        self._waits_for_client = True
-        self._paused = False
-        self._messages = 0
-        self._head_size = 0
-        self._body_size = 0
-        self._last: Incoming | None = None
-
-    # -- asyncio.Protocol ---------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-        peer = transport.get_extra_info("peername")
-        self.address = peer[0] if isinstance(peer, tuple) else ""
-        self.address_bytes = self.address.encode()
-        try:
-            self.lane.admit(self)
-        except LoadBalancerError as error:
-            self._refused = True
-            self.write(own_answer(answer(error), close=True, head_only=False))
-            self.transport.close()  # at once, for what is refused must not cost anything
-            return
-        tls = transport.get_extra_info("ssl_object")
-        if tls is not None and tls.selected_alpn_protocol() == "h2":
-            self._handed_over = True
-            self.lane.hand_over(self)
-            return
-        self.deadline = self.lane.now + self.lane.limits.idle_timeout
+    def __init__(self, lane: "FastLane", source: str = "") -> None:
+        ClientShell.__init__(self, lane, source)
+        self._validator = Validator(httptools.HttpRequestParser)
+        self._quick = b""
+        """The packet of the usual request that is under way."""
+        self._id = ""
+        self._upstream: Upstream | None = None
+        self._connection: UpstreamConnection | None = None
+        """The connection on which the usual request was sent; None when there is none."""
 
     def data_received(self, data: bytes) -> None:
-        exchange = self._exchange
-        if self._tunnel is not None:
-            self._tunnel.from_client(data)
-            return
-        if self._refused:
-            return  # what comes after nonsense has no meaning
-        boundary = exchange is None and not self._fed and not self._in_body
-        if boundary:
-            known = self.lane.known.get(data) if len(data) <= KNOWN_HEAD else None
-            if known is not None:
-                self._begin(known)
+        if self.state is _IDLE and not self.write_held:
+            request = read_request(data, self._limits, trusted=self.peer.trusted)
+            if request is not None and self._validator.accepts(data):
+                self._begin_quick(data, request)
                 return
-            self.deadline = self.lane.now + self.lane.limits.head_timeout
-            self._messages = 0
-        if not self._in_body:
-            self._fed += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._after_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            if not isinstance(cause, LoadBalancerError):
-                raise
-            self._refuse(cause)
-        except httptools.HttpParserError as error:
-            self._refuse(BadRequestError(f"this is no HTTP/1.1 request: {error}"))
-        else:
-            if not self._in_body and self._fed > self.lane.limits.head:
-                self._refuse(HeadTooLargeError(f"the head is longer than {self.lane.limits.head} bytes"))
-        if boundary and self._messages == 1 and not self._fed:
-            self._remember(data)
-        self._regulate()
+        ClientShell.data_received(self, data)
 
-    def eof_received(self) -> bool:
-        if self._tunnel is not None:
-            self._tunnel.client_has_no_more()
-            return True
-        return False
+    def release_collected(self, began: float) -> None:
+        """See `ClientShell.release_collected`."""
+        if self._connection is None:
+            ClientShell.release_collected(self, began)
+        elif began == self._began:
+            self._connection.receive_collected()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self.deadline = math.inf
-        self.lane.forget(self)
-        exchange, self._exchange = self._exchange, None
-        self._waiting.clear()
-        if exchange is not None:
-            exchange.abandon()
+    def _leave_the_short_way(self) -> None:
+        if self._connection is not None:
+            self.take_general_way(self._connection)
 
-    def pause_writing(self) -> None:
-        self.write_held = True
-        self.deadline = self.lane.now + self.lane.limits.idle_timeout
-        self._waits_for_client = True
-        if self._exchange is not None:
-            self._exchange.replica_must_wait(True)
-
-    def resume_writing(self) -> None:
-        self.write_held = False
-        if self._exchange is not None:
-            self._exchange.replica_must_wait(False)
-            self.wait_for_replica()
-
-    # -- httptools ----------------------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        self._headers = []
-        self._target = b""
-        self._head_size = 0
-        self._in_body = False
-
-    def on_url(self, part: bytes) -> None:
-        self._target += part
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_body:
-            if self._reading is not None:
-                self._reading.trailers.append((name, value))
-            return
-        self._headers.append((name, value))
-        self._head_size += len(name) + len(value) + 4
-        limits = self.lane.limits
-        if len(self._headers) > limits.headers:
-            raise HeadTooLargeError(f"there are more than {limits.headers} headers")
-        if self._head_size > limits.head:
-            raise HeadTooLargeError(f"the head is longer than {limits.head} bytes")
-
-    def on_headers_complete(self) -> None:
-        parser = self._parser
-        incoming = read_head(
-            parser.get_method(),
-            self._target,
-            parser.get_http_version(),
-            self._headers,
-            self.lane.limits,
-            scheme=self.scheme.encode(),
-            keep_alive=parser.should_keep_alive(),
-            upgrade=parser.should_upgrade(),
+    def _begin_quick(self, data: bytes, request: QuickRequest) -> None:
+        """Send a usual request on; `data` is its packet."""
+        lane = self.lane
+        target, head, host, given, body = request
+        self._id = request_id = given.decode("latin-1") if given else lane.ids.make()
+        self._quick = data
+        self._began = lane.clock()
+        lane.accounting.begin()
+        self.state = _ANSWER
+        upstream = lane.router.first(
+            lane.key(data[: -len(body)] if body else data, target, self.peer.address, request_id)
         )
-        self._in_body = True
-        self._body_size = 0
-        self._reading = incoming
-        if self._exchange is None and not self._waiting:
-            self._begin(incoming)
+        connection = lane.pool(upstream).take(sure=data[0] != G) if upstream else None
+        if upstream is None or connection is None:
+            self._carrier = carrier = self._carrier_of_quick()
+            carrier.go_on(upstream)
+            return
+        upstream.acquire()
+        self._upstream = upstream
+        self._connection = connection
+        self.deadline = lane.now + self._limits.response_timeout
+        parts = (
+            head,
+            self.peer.forwarded,
+            host,
+            b"" if given else b"\r\nx-request-id: " + request_id.encode(),
+        )
+        connection.ask_quick(self, b"".join((*parts, END_OF_HEAD, body)))
+
+    def quick_answered(self, answered: tuple[int, bytes]) -> None:
+        """The usual answer to a usual request has come."""
+        status, data = answered
+        lane, upstream = self.lane, self._upstream
+        self._connection = self._upstream = None
+        last = self.last
+        if last:
+            data = data.replace(END_OF_HEAD, b"\r\nconnection: close\r\n\r\n", 1)
+        self.transport.write(data)
+        if upstream is not None:
+            upstream.answered_with(status)
+            upstream.release()
+            accounting, seconds = lane.accounting, lane.clock() - self._began
+            metrics = accounting.metrics
+            metrics.in_flight -= 1
+            metrics.count(upstream.hostname, status, seconds)
+            if accounting.access_log is not None:
+                self._log(accounting.access_log, upstream.hostname, status, seconds)
+        self._quick = b""
+        self.state = _IDLE
+        if last:
+            self._close()
+        elif self._buffer or self._paused:
+            self._proceed()
         else:
-            self._waiting.append(incoming)
+            self.deadline = lane.now + self._limits.idle_timeout
 
-    def on_body(self, data: bytes) -> None:
-        incoming, exchange = self._reading, self._exchange
-        if incoming is None:
-            return
-        limit = self.lane.limits.body
-        if limit:
-            self._body_size += len(data)
-            if self._body_size > limit:
-                raise BodyTooLargeError(limit)
-        if exchange is not None and exchange.incoming is incoming:
-            exchange.on_request_body(data)
-            self.deadline = self.lane.now + self.lane.limits.idle_timeout
-        elif incoming in self._waiting:
-            incoming.body.append(data)
-        # Else it has been answered already, and nobody wants the rest.
+    def take_general_way(self, connection: UpstreamConnection) -> None:
+        """Have the usual request that is under way carried like any other.
 
-    def on_message_complete(self) -> None:
-        incoming, exchange = self._reading, self._exchange
-        self._last, self._reading = incoming, None
-        self._in_body = False
-        self._fed = 0
-        if incoming is None:
-            return
-        incoming.complete = True
-        self._messages += 1
-        if exchange is not None and exchange.incoming is incoming:
-            exchange.on_request_end()
-        elif exchange is None and not self._waiting:
-            self._next()  # the rest of a request that was answered before it had come
-
-    def _remember(self, data: bytes) -> None:
-        """Know this request again, if it is no more than a head: clients often send the same one."""
-        incoming = self._last
-        if incoming is None or len(data) > KNOWN_HEAD:
-            return
-        if not (incoming.chunked or incoming.length or incoming.expects_continue or incoming.upgrade):
-            self.lane.remember(data, incoming)
-
-    # -- requests -----------------------------------------------------------------------------------
-
-    def _begin(self, incoming: Incoming) -> None:
-        self.keeps = incoming.keep_alive and not incoming.upgrade and not self.lane.closing
-        self.http_1_1 = incoming.http_1_1
-        self._body_held = False
-        self._exchange = exchange = Exchange(self, incoming)
-        exchange.start()
-        if not incoming.complete:
-            self.deadline = self.lane.now + self.lane.limits.idle_timeout
-            self._waits_for_client = True
-
-    def answered(self, *, close: bool = False) -> None:
-        """The present request has been answered: go on with the next, or end."""
-        if self._corked:
-            self.uncork()
-        exchange, self._exchange = self._exchange, None
-        if close or not self.keeps or self.transport.is_closing():
-            self._close(unread=exchange is not None and not exchange.incoming.complete)
-            return
-        if exchange is not None and not exchange.incoming.complete:
-            self.deadline = self.lane.now + LINGER
-            self._waits_for_client = True
-            self._regulate()
-            return
-        if self._waiting or self._paused:
-            self._next()
-        else:
-            self.deadline = self.lane.now + self.lane.limits.idle_timeout
-            self._waits_for_client = True
-
-    def _next(self) -> None:
-        """Take up the next request that waits, or wait for one."""
-        self.deadline = self.lane.now + self.lane.limits.idle_timeout
-        self._waits_for_client = True
-        while self._waiting and self._exchange is None:
-            upcoming = self._waiting.popleft()
-            if isinstance(upcoming, LoadBalancerError):
-                self._answer_and_close(upcoming)
-                return
-            body, upcoming.body = upcoming.body, []
-            self._begin(upcoming)
-            if self._exchange is not None:
-                for part in body:
-                    self._exchange.on_request_body(part)
-                if upcoming.complete:
-                    self._exchange.on_request_end()
-        self._regulate()
-
-    def _after_upgrade(self, rest: bytes) -> None:
-        """The parser has stopped at a request for another protocol: what follows is not parsed."""
-        self._refused = self._tunnel is None
-        if self._exchange is not None:
-            self._exchange.incoming.complete = True
-            self._exchange.request_sent = self._exchange.up is not None
-            if rest:
-                self._exchange.early_bytes(rest)
-
-    def _refuse(self, error: LoadBalancerError) -> None:
-        """What has come is no request: say so after the answers that are still to come, and end."""
-        self._refused = True
-        if self._exchange is not None and not self._exchange.incoming.complete:
-            # The body of the present request makes no sense: the replica must not take it for whole.
-            exchange, self._exchange = self._exchange, None
-            exchange.abandon()
-            if exchange.answering:
-                self.abort()
-                return
-        if self._waiting and self._waiting[-1] is self._reading:
-            self._waiting.pop()  # its turn has not come, and now never does
-        if self._exchange is not None or self._waiting:
-            self._waiting.append(error)
-        else:
-            self._answer_and_close(error)
-
-    def _answer_and_close(self, error: LoadBalancerError) -> None:
-        self.write(own_answer(answer(error), close=True, head_only=False))
-        self._close(unread=True)
-
-    def _close(self, *, unread: bool) -> None:
-        """End the connection, so that the client can read what was written.
-
-        Closing while the client still sends would make the kernel reset the connection and throw away
-        the answer on its way (RFC 9112, section 9.6): half of it is closed, and the rest is read and dropped.
+        Args:
+            connection: The connection on which it was sent.
         """
-        self._refused = True
-        if unread and self.transport.can_write_eof() and not self.transport.is_closing():
-            self.transport.write_eof()
-            self.deadline = self.lane.now + LINGER
-            self._regulate()
-        else:
-            self.transport.close()
+        upstream = self._upstream
+        self._connection = self._upstream = None
+        self._carrier = carrier = self._carrier_of_quick()
+        if upstream is not None:
+            carrier.take_over(upstream, connection)
+        connection.carried_by(carrier)
 
-    def switch(self, tunnel: Tunnel) -> None:
-        """Another protocol is spoken from now on."""
-        self._tunnel = tunnel
-        self._refused = False
-        self.keeps = False
-        self.deadline = math.inf
+    def _carrier_of_quick(self) -> Carrier:
+        data, self._quick = self._quick, b""
+        end = data.find(END_OF_HEAD) + 4
+        request_id = self._id
+        request = read_head(data[:end], self.peer, self._limits, lambda: request_id)
+        exchange = Exchange(request, self._began)
+        if end < len(data):
+            exchange.request_part(data[end:])
+        exchange.request_end([])
+        return Carrier(self, exchange)
 
-    # -- patience and back-pressure ------------------------------------------------------------------------
-
-    def wait_for_replica(self) -> None:
-        """From now on the replica is waited for, unless the client has to take or send something first."""
-        exchange = self._exchange
-        if exchange is None or self.write_held or self._tunnel is not None:
-            return
-        if not exchange.incoming.complete:
-            self.deadline = self.lane.now + self.lane.limits.idle_timeout
-            self._waits_for_client = True
-        elif exchange.up is not None:
-            limit = self.lane.limits.response_timeout
-            self.deadline = math.inf if exchange.endless else self.lane.now + limit
-            self._waits_for_client = False
-        else:
-            self.deadline = math.inf  # connecting and waiting have time limits of their own
-
-    def expired(self) -> None:
-        """The deadline has passed."""
-        self.deadline = math.inf
-        exchange = self._exchange
-        if exchange is not None and not self._waits_for_client:
-            exchange.out_of_patience()
-        elif exchange is None and self._fed and not self._refused and not self._reading:
-            seconds = self.lane.limits.head_timeout
-            self._answer_and_close(
-                HeadTimeoutError(f"the head of the request did not come within {seconds:g} s")
+    def _log(self, log: AccessLog, replica: str, status: int, seconds: float) -> None:
+        line = REQUEST_LINE.match(self._quick)
+        if line is not None:
+            method, target = line.groups()
+            log.write(
+                method.decode(),
+                target.decode(),
+                self.peer.address,
+                self._id,
+                status=status,
+                complete=True,
+                replica=replica,
+                seconds=seconds,
             )
-        elif exchange is None:
-            self.transport.close()
-        else:
-            self.abort()
-
-    def hold_body(self, held: bool) -> None:
-        """The replica takes no more of the body just now, or does again."""
-        self._body_held = held
-        self._regulate()
-
-    def body_may_come(self) -> None:
-        """There is somebody to send the body to."""
-        self._regulate()
-
-    def _regulate(self) -> None:
-        """Read on only when what comes can be passed on."""
-        if self.transport.is_closing():
-            return
-        exchange = self._exchange
-        unsent = exchange is not None and not exchange.incoming.complete and exchange.up is None
-        pause = bool(self._waiting or self._body_held or unsent)
-        if pause is not self._paused:
-            self._paused = pause
-            if pause:
-                self.transport.pause_reading()
-            else:
-                self.transport.resume_reading()
-
-    def close_when_idle(self) -> None:
-        """The lane closes: end now if nothing is in flight, else after the present answer."""
-        if self._handed_over:
-            return
-        if self._exchange is None and not self._waiting:
-            self.transport.close()
-        elif self._tunnel is not None:
-            self.abort()
-        else:
-            self.keeps = False

@@ -1,394 +1,334 @@
-"""One request and its answer, from the head that came in to the last byte that went out.
+"""One request and its answer without I/O: what each side has sent comes in, what goes to the other side
+comes out.
 
-An exchange joins a client's connection with a replica's, and changes the replica when it has to. It has
-no task of its own: it is driven by what arrives on either side.
+    SEEKING ──► ASKED ──► COLLECTING ──► ANSWERING ──► OVER
+       ▲          │           │
+       └──────────┴───────────┘ the replica has failed, and the request is sent again
+    ASKED ──► TUNNEL ──► OVER
+
+A short answer is collected until it is whole (or for a moment), so that a replica that dies in the middle of
+it costs nothing where the request may be sent again. Everything longer streams.
 """
 
-import asyncio
-from typing import TYPE_CHECKING
+from enum import Enum, auto
 
-from loadbalancer.answers import answer
-from loadbalancer.errors import (
-    LoadBalancerError,
-    NoReplicaError,
-    UpstreamError,
-    UpstreamStaleError,
-    UpstreamTimeoutError,
-)
+from loadbalancer.answers import Answer, encode
+from loadbalancer.errors import DefectError, UpstreamGarbledError
 from loadbalancer.proxy.accounting import CLIENT_GONE
-from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer, answer_head, own_answer
-from loadbalancer.proxy.fast.incoming import Incoming
-from loadbalancer.proxy.fast.pool import Pool
-from loadbalancer.proxy.fast.tunnel import Tunnel
-from loadbalancer.proxy.fast.upstream import UpstreamConnection
-from loadbalancer.proxy.headers import Header, first
-from loadbalancer.proxy.request import RequestHead, log_failure
-from loadbalancer.proxy.retry import may_repeat
-from loadbalancer.proxy.router import Route
-from loadbalancer.routing.upstream import Upstream
-
-if TYPE_CHECKING:
-    from loadbalancer.proxy.fast.client import ClientConnection
+from loadbalancer.proxy.fast.answer_head import REASONS, AnswerHead, with_date
+from loadbalancer.proxy.fast.bodies import Framing
+from loadbalancer.proxy.fast.quick import COLLECTED
+from loadbalancer.proxy.fast.request_head import Request
+from loadbalancer.proxy.headers import Header
 
 REPLAYED = 64 * 1024
 """Bytes of a request's body that are kept, so that it can be sent again."""
+
+
+class ExchangeState(Enum):
+    """How far the exchange is."""
+
+    SEEKING = auto()
+    """No replica has the request."""
+    ASKED = auto()
+    """A replica has the request, at least in part; its final answer has not begun."""
+    COLLECTING = auto()
+    """A short answer is coming; the client has nothing of it."""
+    ANSWERING = auto()
+    """The final answer goes to the client."""
+    TUNNEL = auto()
+    """Another protocol is spoken."""
+    OVER = auto()
+    """Nothing more comes."""
+
+
+_S = ExchangeState
+
+MAY_FOLLOW = {
+    _S.SEEKING: {_S.ASKED, _S.ANSWERING, _S.OVER},
+    _S.ASKED: {_S.SEEKING, _S.COLLECTING, _S.ANSWERING, _S.TUNNEL, _S.OVER},
+    _S.COLLECTING: {_S.SEEKING, _S.ANSWERING, _S.OVER},
+    _S.ANSWERING: {_S.OVER},
+    _S.TUNNEL: {_S.OVER},
+    _S.OVER: set(),
+}
+"""Which states may follow which."""
 
 
 class Exchange:
     """One request and its answer.
 
     Args:
-        client: The connection that it came by.
-        incoming: The request.
+        request: The head of the request.
+        began: When it came, in seconds of the lane's clock.
     """
 
-    # What an exchange begins with; a usual one changes few of these, and making it costs as little.
-    up: UpstreamConnection | None = None
-    upstream: Upstream | None = None
-    replica = ""
-    status = CLIENT_GONE
-    complete = False
-    """With the two before it, what the books want to know (see `accounting.Outcome`)."""
-    answering = False
-    over = False
-    endless = False
-    keep_upstream = False
-    reads_until_close = False
-    request_sent = False
-    answer_head: AnswerHead | None = None
-    _route: Route | None = None
-    _task: "asyncio.Task[None] | None" = None
-    _framing = Framing.NONE
-    _trailers: list[Header] | None = None
-    _early: list[bytes] | None = None
-    _outgoing: list[bytes] | None = None
-    """What of the body has come before there was anybody to send it to."""
-    _replay: list[bytes] | None = None
-    """What of the body has been sent."""
-    _replay_size = 0
-    _repeatable = True
-    """Whether all that has been sent can be sent again."""
+    def __init__(self, request: Request, began: float) -> None:
+        self.state = ExchangeState.SEEKING
+        self.request = request
+        self.began = began
+        self.replica = ""
+        """The name of the replica that had it last."""
+        self.status = CLIENT_GONE
+        self.complete = False
+        """Whether the whole answer has been handed over."""
+        self.request_whole = False
+        """Whether the whole request has come."""
+        self.repeatable = True
+        """Whether everything that was sent can be sent again."""
+        self.keeps = request.keep_alive
+        """Whether the client's connection goes on after this."""
+        self.endless = False
+        """Whether the answer is a stream of events, which may be silent."""
+        self.awaits_continue = request.expects_continue
+        """Whether the client waits for a 100 before it sends the body."""
+        self._framing = Framing.NONE
+        self._kept: list[bytes] = []
+        self._kept_size = 0
+        self._collected: list[bytes] = []
 
-    def __init__(self, client: "ClientConnection", incoming: Incoming) -> None:
-        lane = client.lane
-        self.client = client
-        self.incoming = incoming
-        self._began = lane.clock()
-        self._lane = lane
-        self._id = incoming.given_id or lane.ids.make()
+    def become(self, state: ExchangeState) -> None:
+        """Change the state.
+
+        Raises:
+            DefectError: That state may not follow.
+        """
+        if state not in MAY_FOLLOW[self.state]:
+            raise DefectError(f"an exchange cannot go from {self.state.name} to {state.name}")
+        self.state = state
 
     @property
-    def method(self) -> str:
-        """The request's method."""
-        return self.incoming.method
+    def answering(self) -> bool:
+        """Whether the client has a part of the final answer."""
+        return self.state is ExchangeState.ANSWERING or self.state is ExchangeState.TUNNEL
 
-    def start(self) -> None:
-        """Find a replica and send the request."""
-        lane = self._lane
-        if self.incoming.own:
-            self._use(lane.control)
-            return
-        lane.accounting.begin()
-        upstream = lane.router.first(self._key())
-        if upstream is None:
-            self._wait_for_replica(None)
-        else:
-            self._go(upstream)
-
-    # -- finding a replica -----------------------------------------------------------------------------
-
-    def _key(self) -> str:
-        rule = self._lane.rule
-        return self._id if rule.source == "request-id" else self.request_head().key(rule)
-
-    def _way(self) -> Route:
-        """Its way so far, which few need: most requests succeed at once."""
-        if self._route is None:
-            self._route = Route(self._key())
-        return self._route
-
-    def _go(self, upstream: Upstream) -> None:
-        self.upstream = upstream
-        self.replica = upstream.hostname
-        upstream.in_flight += 1
-        self._use(self._lane.pool(upstream))
-
-    def _use(self, pool: Pool) -> None:
-        connection = pool.take()
-        if connection is not None:
-            self._send_by(connection)
-        else:
-            self._task = self._lane.spawn(self._connect(pool))
-
-    async def _connect(self, pool: Pool) -> None:
-        try:
-            connection = await pool.obtain()
-        except LoadBalancerError as error:
-            self._task = None
-            if self.over:
-                return
-            if isinstance(error, UpstreamError):
-                self.broke(error)
-            else:
-                self._fail(error)
-            return
-        self._task = None
-        if self.over:
-            pool.give_back(connection)
-        elif connection.transport.is_closing():
-            self.broke(UpstreamStaleError(f"{pool.name} closed a connection as it was used again"))
-        else:
-            self._send_by(connection)
-
-    def _wait_for_replica(self, failure: UpstreamError | None) -> None:
-        self._task = self._lane.spawn(self._waiting(failure))
-
-    async def _waiting(self, failure: UpstreamError | None) -> None:
-        try:
-            upstream = await self._lane.router.wait(self._way(), failure)
-        except (NoReplicaError, UpstreamError) as error:
-            self._task = None
-            self._fail(error)
-        else:
-            self._task = None
-            self._go(upstream)
+    @property
+    def switched(self) -> bool:
+        """Whether another protocol is spoken."""
+        return self.state is ExchangeState.TUNNEL
 
     # -- the request -----------------------------------------------------------------------------------
 
-    def request_head(self) -> RequestHead:
-        """The request, as keys and logs want it."""
-        incoming, client = self.incoming, self.client
-        return RequestHead.from_target(
-            incoming.method, incoming.target, incoming.headers, client.address, client.scheme, self._id
-        )
+    def request_part(self, data: bytes) -> bytes:
+        """A part of the request's body has come.
 
-    def _head(self) -> bytes:
-        incoming, address = self.incoming, self.client.address_bytes
-        if incoming.given_id:
-            return b"%bx-forwarded-for: %b%b\r\n\r\n" % (incoming.outgoing, incoming.hops, address)
-        return b"%bx-forwarded-for: %b%b\r\nx-request-id: %b\r\n\r\n" % (
-            incoming.outgoing,
-            incoming.hops,
-            address,
-            self._id.encode(),
-        )
+        Args:
+            data: The part, without its framing.
 
-    def _send_by(self, connection: UpstreamConnection) -> None:
-        self.up = connection
-        connection.exchange = self
-        if self.client.write_held:
-            connection.hold(True)
-        if self._outgoing or self._replay:
-            outgoing, self._outgoing = self._outgoing or (), None
-            connection.transport.write(b"".join([self._head(), *(self._replay or ()), *outgoing]))
-            for part in outgoing:
-                self._keep_for_replay(part)
-        else:
-            connection.transport.write(self._head())
-        if self.incoming.expects_continue and not self.incoming.complete:
-            self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.incoming.expects_continue = False
-        self.request_sent = self.incoming.complete
-        self.client.wait_for_replica()
-        if not self.request_sent:
-            self.client.body_may_come()
-
-    def on_request_body(self, data: bytes) -> None:
-        """A part of the request's body has come."""
-        if self.incoming.chunked:
+        Returns:
+            What the replica gets now.
+        """
+        self.awaits_continue = False
+        if self.request.framing is Framing.CHUNKED:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        self._pass_on(data)
+        return self._pass_on(data)
 
-    def on_request_end(self) -> None:
-        """All of the request has come."""
-        if self.incoming.chunked:
-            trailers = [b"%b: %b\r\n" % trailer for trailer in self.incoming.trailers]
-            self._pass_on(b"".join([b"0\r\n", *trailers, b"\r\n"]))
-        self.request_sent = self.up is not None
-        self.client.wait_for_replica()
+    def request_end(self, trailers: list[Header]) -> bytes:
+        """The whole request has come.
 
-    def _pass_on(self, data: bytes) -> None:
-        if self.up is None:
-            self._outgoing = self._outgoing or []
-            self._outgoing.append(data)
-            return
-        self._keep_for_replay(data)
-        self.up.transport.write(data)
+        Args:
+            trailers: Headers after its body.
 
-    def _keep_for_replay(self, data: bytes) -> None:
-        if not self._repeatable:
-            return
-        self._replay_size += len(data)
-        if self._replay_size > REPLAYED:
-            self._replay, self._repeatable = None, False
+        Returns:
+            What the replica gets now.
+        """
+        self.request_whole = True
+        if self.request.framing is not Framing.CHUNKED:
+            return b""
+        lines = [b"%b: %b\r\n" % trailer for trailer in trailers]
+        return self._pass_on(b"".join([b"0\r\n", *lines, b"\r\n"]))
+
+    def _pass_on(self, data: bytes) -> bytes:
+        if self.state is ExchangeState.SEEKING:
+            self._kept.append(data)
+            return b""
+        if self.repeatable:
+            self._keep(data)
+        return data
+
+    def _keep(self, data: bytes) -> None:
+        self._kept_size += len(data)
+        if self._kept_size > REPLAYED:
+            self.repeatable = False
+            self._kept = []
         else:
-            self._replay = self._replay or []
-            self._replay.append(data)
+            self._kept.append(data)
+
+    def connected(self) -> bytes:
+        """There is a connection to a replica.
+
+        Returns:
+            What the replica gets now.
+        """
+        self.become(ExchangeState.ASKED)
+        parts, self._kept = self._kept, []
+        self._kept_size = 0
+        for part in parts:
+            if self.repeatable:
+                self._keep(part)
+        return b"".join([self.request.outgoing, *parts])
+
+    def disconnected(self) -> None:
+        """The replica has failed, and another connection is sought; everything is sent again by that."""
+        if not self.repeatable:
+            raise DefectError("a request is sent again although a part of it was not kept")
+        self._collected = []
+        self.become(ExchangeState.SEEKING)
 
     # -- the answer ------------------------------------------------------------------------------------
 
-    def on_informational(self, status: int, reason: bytes, headers: list[Header]) -> None:
-        """An answer that comes before the answer, such as 103."""
-        if status == 100 or not self.incoming.http_1_1:
-            return
-        head = answer_head(status, reason, headers, method="HEAD", http_1_1=True)
-        self.client.write(b"".join([*head.lines, b"\r\n"]))
+    def informational(self, head: AnswerHead) -> bytes:
+        """The replica has sent a head before the final one, such as 100 or 103.
 
-    def on_answer(self, status: int, reason: bytes, headers: list[Header]) -> None:
-        """The head of the answer has come."""
-        if self.upstream is not None:
-            self.upstream.answered_with(status)
-        head = answer_head(
-            status, reason, headers, method=self.incoming.method, http_1_1=self.incoming.http_1_1
-        )
-        self.status = status
-        self.answering = True
-        self._framing = head.framing
-        self.answer_head = head
-        self._replay, self._repeatable = None, False
-        if status == 101:
-            protocol = first(headers, b"upgrade") or b""
-            head.lines.append(b"connection: upgrade\r\nupgrade: %b\r\n\r\n" % protocol)
-            self.client.write(b"".join(head.lines))
-            return
-        self.reads_until_close = head.until_close
+        Returns:
+            What the client gets now.
+        """
+        if not self.request.http_1_1 or (head.status == 100 and not self.awaits_continue):
+            return b""
+        if head.status == 100:
+            self.awaits_continue = False
+        return _lines(head, head.headers)
+
+    def go_on(self) -> bytes:
+        """The replica says nothing of the expectation: the client shall send the body (RFC 9110, section
+        10.1.1).
+
+        Returns:
+            What the client gets now.
+        """
+        self.awaits_continue = False
+        return b"HTTP/1.1 100 Continue\r\n\r\n"
+
+    def answer_head(self, head: AnswerHead, *, last: bool) -> bytes:
+        """The head of the final answer has come.
+
+        Args:
+            head: As the replica sent it.
+            last: Whether the client's connection ends with this answer anyway.
+
+        Returns:
+            What the client gets now.
+
+        Raises:
+            UpstreamGarbledError: It cannot be an answer to this request.
+        """
+        self.status = head.status
+        if head.status == 101:
+            return self._switch(head)
         self.endless = head.endless
-        self.client.write_head(head.lines, closes=self._lane.closing or head.framing is Framing.CLOSE)
+        data = self._client_head(head, last)
+        if 0 < (head.length or 0) <= COLLECTED and head.framing is Framing.LENGTH:
+            self.become(ExchangeState.COLLECTING)
+            self._collected = [data]
+            return b""
+        self.become(ExchangeState.ANSWERING)
+        return data
 
-    def on_whole_answer(self, answer: KnownAnswer, body: bytes) -> None:
-        """A whole answer has come, with a head that has been read before."""
-        if self.upstream is not None:
-            self.upstream.answered_with(answer.status)
-        self.status = answer.status
-        self.complete = True
-        self.keep_upstream = answer.keep_alive
-        if self._lane.closing:
-            self.client.keeps = False
-        self.client.write_whole(answer.head, body)
+    def _switch(self, head: AnswerHead) -> bytes:
+        """Only a protocol that was asked for may be switched to (RFC 9110, section 15.2.2)."""
+        asked = [word.strip().lower() for word in self.request.upgrade.split(b",")]
+        agreed = [word.strip().lower() for word in head.upgrade.split(b",")]
+        if not head.upgrade or not set(agreed) <= set(asked):
+            raise UpstreamGarbledError("the replica switched to a protocol that nobody asked for")
+        self.become(ExchangeState.TUNNEL)
+        self.keeps = False
+        return _lines(head, [*head.headers, (b"connection", b"upgrade"), (b"upgrade", head.upgrade)])
 
-    def on_answer_body(self, data: bytes) -> None:
-        """A part of the answer's body has come."""
+    def _client_head(self, head: AnswerHead, last: bool) -> bytes:
+        """The head as the client gets it, with the framing that the client understands."""
+        headers = with_date(head.headers)
+        bodiless = head.framing is Framing.NONE
+        if head.length is not None and (head.status == 304 or (head.status >= 200 and head.status != 204)):
+            headers = [*headers, (b"content-length", b"%d" % head.length)]
+        elif not bodiless and self.request.http_1_1:
+            headers = [*headers, (b"transfer-encoding", b"chunked")]
+            self._framing = Framing.CHUNKED
+        elif not bodiless:
+            self._framing = Framing.CLOSE
+        if last or self._framing is Framing.CLOSE or self.awaits_continue:
+            self.keeps = False
+        if not self.keeps:
+            headers = [*headers, (b"connection", b"close")]
+        elif not self.request.http_1_1:
+            headers = [*headers, (b"connection", b"keep-alive")]
+        return _lines(head, headers)
+
+    def answer_part(self, data: bytes) -> bytes:
+        """A part of the answer's body has come.
+
+        Args:
+            data: The part, without its framing.
+
+        Returns:
+            What the client gets now.
+        """
         if self._framing is Framing.CHUNKED:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        self.client.write(data)
-        self.client.wait_for_replica()
+        if self.state is ExchangeState.COLLECTING:
+            self._collected.append(data)
+            return b""
+        return data
 
-    def on_trailer(self, name: bytes, value: bytes) -> None:
-        """A header after the body."""
-        if self._trailers is None:
-            self._trailers = []
-        self._trailers.append((name, value))
+    def answer_end(self, trailers: list[Header]) -> bytes:
+        """The whole answer has come.
 
-    def on_answer_end(self) -> None:
-        """The answer is complete."""
+        Args:
+            trailers: Headers after its body.
+
+        Returns:
+            What the client gets now.
+        """
+        data = self.collected()
         if self._framing is Framing.CHUNKED:
-            trailers = [b"%b: %b\r\n" % trailer for trailer in self._trailers or ()]
-            self.client.write(b"".join([b"0\r\n", *trailers, b"\r\n"]))
+            lines = [b"%b: %b\r\n" % trailer for trailer in trailers]
+            data = b"".join([data, b"0\r\n", *lines, b"\r\n"])
         self.complete = True
-        self.done()
+        return data
 
-    def done(self) -> None:
-        """All is written, and the replica's connection is no longer ours."""
-        self.up = None
-        self._end()
-        self.client.answered()
+    def collected(self) -> bytes:
+        """Collect no longer.
 
-    # -- another protocol --------------------------------------------------------------------------------
+        Returns:
+            What the client gets now.
+        """
+        if self.state is not ExchangeState.COLLECTING:
+            return b""
+        self.become(ExchangeState.ANSWERING)
+        parts, self._collected = self._collected, []
+        return b"".join(parts)
 
-    def switched(self, data: bytes) -> None:
-        """The replica speaks another protocol from now on: pass everything both ways."""
-        if self.up is None:
-            return
-        tunnel = Tunnel(self.client, self.up, self._tunnel_ended)
-        self.up.tunnel = tunnel
-        self.client.switch(tunnel)
-        if data:
-            tunnel.from_replica(data)
-        if self._early:
-            tunnel.from_client(b"".join(self._early))
+    def own_answer(self, answer: Answer, *, last: bool) -> bytes:
+        """Answer with something of our own.
 
-    def early_bytes(self, data: bytes) -> None:
-        """What the client has sent beyond its request, before the other protocol has begun."""
-        self._early = [*(self._early or ()), data]
+        Args:
+            answer: What is said.
+            last: Whether the client's connection ends with it.
 
-    def _tunnel_ended(self, error: Exception | None) -> None:
-        self.up = None
-        self.complete = error is None
-        self._end()
+        Returns:
+            What the client gets now.
+        """
+        self.become(ExchangeState.ANSWERING)
+        self.status = answer.status
+        self.keeps = self.keeps and not last
+        return own_answer(answer, close=not self.keeps, head_only=self.request.method == "HEAD")
 
-    # -- back-pressure -----------------------------------------------------------------------------------
 
-    def client_must_wait(self, waits: bool) -> None:
-        """The replica takes no more just now, or does again."""
-        self.client.hold_body(waits)
+def own_answer(answer: Answer, *, close: bool, head_only: bool = False) -> bytes:
+    """An answer of our own, whole.
 
-    def replica_must_wait(self, waits: bool) -> None:
-        """The client takes no more just now, or does again."""
-        if self.up is None or self.up.transport.is_closing():
-            return
-        self.up.hold(waits)
+    Args:
+        answer: What is said.
+        close: Whether the connection ends with it.
+        head_only: Whether it answers a HEAD request.
+    """
+    lines = [b"HTTP/1.1 %d %b\r\n" % (answer.status, REASONS.get(answer.status, b""))]
+    lines += [b"%b: %b\r\n" % header for header in encode(answer)]
+    if close:
+        lines.append(b"connection: close\r\n")
+    return b"".join([*lines, b"\r\n", b"" if head_only else answer.body])
 
-    # -- what goes wrong ---------------------------------------------------------------------------------
 
-    def broke(self, error: UpstreamError) -> None:
-        """The replica has failed: try another, or say so."""
-        self.up = None
-        upstream, self.upstream = self.upstream, None
-        router = self._lane.router
-        if upstream is None:
-            self._fail(error)
-            return
-        repeatable = not self.answering and may_repeat(self.method, error, body_at_hand=self._repeatable)
-        goes_on = router.may_go_on(self._way(), upstream, error, repeatable)
-        upstream.release()
-        if not goes_on:
-            self._fail(error)
-            return
-        self.client.hold_body(False)
-        another = router.pick(self._way())
-        if another is None:
-            self._wait_for_replica(error)
-        else:
-            self._go(another)
-
-    def out_of_patience(self) -> None:
-        """The replica has been silent for too long."""
-        limit = self._lane.limits.response_timeout
-        if self.up is not None:
-            self.up.failed(UpstreamTimeoutError(f"{self.up.pool.name} did not answer within {limit:g} s"))
-
-    def abandon(self) -> None:
-        """The client has gone."""
-        if self.over:
-            return
-        if self._task is not None:
-            self._task.cancel()
-        if self.up is not None:
-            self.up.exchange = None
-            self.up.transport.abort()
-            self.up = None
-        self._end()
-
-    def _fail(self, error: LoadBalancerError) -> None:
-        log_failure(self.request_head(), error)
-        client = self.client
-        if self.answering:
-            # The answer stays unfinished: the connection breaks, and the client knows.
-            self._end()
-            client.abort()
-            return
-        self.status = error.status
-        closes = not self.incoming.complete or not client.keeps
-        client.write(own_answer(answer(error), close=closes, head_only=self.method == "HEAD"))
-        self._end()
-        client.answered(close=closes)
-
-    def _end(self) -> None:
-        if self.over:
-            return
-        self.over = True
-        if self.upstream is not None:
-            self.upstream.release()
-            self.upstream = None
-        if not self.incoming.own:
-            self._lane.accounting.end(self.request_head, self, self._lane.clock() - self._began)
+def _lines(head: AnswerHead, headers: list[Header]) -> bytes:
+    lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
+    lines += [b"%b: %b\r\n" % header for header in headers]
+    return b"".join([*lines, b"\r\n"])

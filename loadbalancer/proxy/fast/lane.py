@@ -1,8 +1,8 @@
-"""The fast lane: listens, and keeps what its connections share.
+"""The fast lane: accepts clients, and keeps what their connections share.
 
-It takes the place of Hypercorn and of the ASGI lane on the port of the clients. Requests for the load
-balancer's own paths go on to the Quart application, which Hypercorn serves on a private Unix socket, as
-to just another upstream. There is no task, no timer and no lock for a request: deadlines are swept.
+It takes the place of Hypercorn and of the ASGI lane on the port of the clients. Requests for admin paths go
+on to the admin application, which Hypercorn serves on a private Unix socket, as to just another upstream.
+There is no task, no timer and no lock for a request: deadlines are swept.
 """
 
 import asyncio
@@ -10,19 +10,23 @@ import random
 import socket
 import ssl
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from loadbalancer.errors import ClosingError, TooManyConnectionsError
+import structlog
+
+from loadbalancer.errors import TooManyConnectionsError
 from loadbalancer.listening import BACKLOG
 from loadbalancer.proxy.accounting import Accounting
-from loadbalancer.proxy.asgi.http2 import Http2
+from loadbalancer.proxy.fast.accepting import Acceptor, Handshakes
 from loadbalancer.proxy.fast.client import ClientConnection
-from loadbalancer.proxy.fast.incoming import Incoming
+from loadbalancer.proxy.fast.client_shell import LINGER, ClientShell
 from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.proxy.fast.pool import Pool
+from loadbalancer.proxy.fast.quick import key_finder
+from loadbalancer.proxy.forwarding import TrustedProxies
 from loadbalancer.proxy.request import RequestIds
 from loadbalancer.proxy.retry import RetryBudget
 from loadbalancer.proxy.router import KEPT_ALIVE, Router
@@ -31,8 +35,23 @@ from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
 
-KNOWN_REQUESTS = 4096
-"""How many requests are known again."""
+TICK = 0.05
+"""Seconds between two readings of the clock; also how long a part of a short answer is kept back."""
+
+MAX_REFUSED = 1024
+"""Refused connections that may linger at once, so that their clients can read why."""
+
+log = structlog.get_logger("loadbalancer.proxy")
+
+
+class Http2Server(Protocol):
+    """Takes the connections that speak HTTP/2."""
+
+    async def serve(self, transport: asyncio.Transport) -> None:
+        """Serve a connection until it ends."""
+
+    async def drain(self) -> None:
+        """Take no more requests."""
 
 
 class FastLane:
@@ -42,7 +61,7 @@ class FastLane:
         source: Publishes the snapshots that requests go by.
         settings: Time-outs, what is hashed, and how long requests may wait for a replica.
         accounting: Where requests are counted and logged.
-        control: Path of the Unix socket on which the load balancer's own pages are served.
+        admin: Path of the Unix socket on which the admin application listens.
         http2: Takes the connections that speak HTTP/2, which only those with TLS can choose.
         rng: Source of made-up request ids.
     """
@@ -52,49 +71,57 @@ class FastLane:
         source: SnapshotSource,
         settings: Settings,
         accounting: Accounting,
-        control: str,
-        http2: Http2 | None = None,
+        admin: str,
+        http2: Http2Server | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.limits = Limits.of(settings)
         self.now = 0.0
-        """The loop's time at the last sweep: what deadlines are reckoned from."""
+        """The loop's time at the last tick: what deadlines are reckoned from."""
         self.ids = RequestIds(rng or random.Random())
         self.rule = KeyRule.parse(settings.hash_on)
+        self.key = key_finder(self.rule)
         self.router = Router(source, RetryBudget(self), settings.queue_timeout, settings.queue_size)
-        self.control = Pool("the load balancer's own page", control, 0, KEPT_ALIVE, self, self.limits)
+        self.admin = Pool("the admin application", admin, 0, KEPT_ALIVE, self, self.limits)
         self.clock: Callable[[], float] = time.perf_counter
         self.closing = False
-        self.known: dict[bytes, Incoming] = {}
-        """Requests without a body that have been read before, by their bytes: each has one reading."""
         self.accounting = accounting
-        self.scheme: str = "http"
+        self.proxies = TrustedProxies(settings.trusted_proxies)
+        self.scheme = "http"
+        self.collecting: deque[tuple[ClientShell, float]] = deque()
+        """Clients to whom a part of a short answer is owed since the last tick, and when their requests
+        began."""
+        self._proxy_protocol = settings.proxy_protocol
+        self._source = source
         self._http2 = http2
         self._pools: dict[Upstream, Pool] = {}
-        self._clients: set[ClientConnection] = set()
+        self._clients: set[ClientShell] = set()
+        self._refused: set[ClientShell] = set()
         self._from_address: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._acceptors: list[Acceptor] = []
         self._empty = asyncio.Event()
-        shortest = min(settings.idle_timeout, settings.response_timeout, self.limits.head_timeout)
+        shortest = min(settings.idle_timeout, settings.response_timeout, self.limits.head_timeout, LINGER)
         self._sweep_every = min(max(shortest / 10, 0.02), 1.0)
 
     async def __aenter__(self) -> Self:
         self.now = asyncio.get_running_loop().time()
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._keepers = [asyncio.create_task(self._tick()), asyncio.create_task(self._follow_rotation())]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for client in tuple(self._clients):
+        self._stop_accepting()
+        for client in (*self._clients, *self._refused):
             client.abort()
-        for pool in (*self._pools.values(), self.control):
+        for pool in (*self._pools.values(), self.admin):
             pool.close()
-        tasks = [self._sweeper, *self._tasks]
+        tasks = [*self._keepers, *self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.accounting.close()
 
     async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Take connections.
@@ -103,15 +130,20 @@ class FastLane:
             listener: A bound socket.
             tls: What they are encrypted by; None: they are not.
         """
-        loop = asyncio.get_running_loop()
         self.scheme = "http" if tls is None else "https"
-        self._server = await loop.create_server(
-            lambda: ClientConnection(self),
-            sock=listener,
-            backlog=BACKLOG,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else self.limits.head_timeout,
+        acceptor = Acceptor(
+            listener,
+            lambda source: ClientConnection(self, source),
+            self._spawn_open,
+            Handshakes(
+                tls,
+                within=self.limits.head_timeout,
+                linger=LINGER,
+                proxies=self.proxies if self._proxy_protocol else None,
+            ),
         )
+        self._acceptors.append(acceptor)
+        acceptor.start(BACKLOG)
 
     async def drain(self, patience: float) -> None:
         """Take no more connections, let requests in flight end, and return when all have.
@@ -120,12 +152,11 @@ class FastLane:
             patience: Seconds after which the rest is left to `async with` to cut off.
         """
         self.closing = True
-        if self._server is not None:
-            self._server.close()
+        self._stop_accepting()
         if self._http2 is not None:
             await self._http2.drain()
         for client in tuple(self._clients):
-            client.close_when_idle()
+            client.drain()
         if self._clients:
             try:
                 async with asyncio.timeout(patience):
@@ -133,53 +164,58 @@ class FastLane:
             except TimeoutError:
                 return
 
-    # -- for connections and exchanges -----------------------------------------------------------------
+    def _stop_accepting(self) -> None:
+        while self._acceptors:
+            self._acceptors.pop().stop()
 
-    def admit(self, client: ClientConnection) -> None:
+    # -- for connections and carriers ------------------------------------------------------------------
+
+    def admit(self, client: ClientShell) -> None:
         """Count a new connection.
 
         Raises:
-            ClosingError: There are to be no new ones.
             TooManyConnectionsError: There is no room for it.
         """
         limits = self.limits
-        if self.closing:
-            raise ClosingError("the load balancer is shutting down")
+        address = client.peer.address
+        reason = ""
         if limits.connections and len(self._clients) >= limits.connections:
-            raise TooManyConnectionsError(f"there are {limits.connections} connections already")
+            reason = f"there are {limits.connections} connections already"
+        elif limits.client_connections and self._from_address[address] >= limits.client_connections:
+            reason = f"there are {limits.client_connections} connections from {address} already"
+        if reason:
+            if len(self._refused) >= MAX_REFUSED:
+                client.abort()
+            else:
+                self._refused.add(client)
+            raise TooManyConnectionsError(reason)
         if limits.client_connections:
-            if self._from_address[client.address] >= limits.client_connections:
-                raise TooManyConnectionsError(
-                    f"there are {limits.client_connections} connections from {client.address} already"
-                )
-            self._from_address[client.address] += 1
+            self._from_address[address] += 1
         self._clients.add(client)
         self._empty.clear()
 
-    def forget(self, client: ClientConnection) -> None:
-        """It has ended, or was not admitted."""
+    def forget(self, client: ClientShell) -> None:
+        """It has ended."""
+        self._refused.discard(client)
         if client not in self._clients:
             return
         self._clients.remove(client)
         if self.limits.client_connections:
-            self._from_address[client.address] -= 1
-            if not self._from_address[client.address]:
-                del self._from_address[client.address]
+            address = client.peer.address
+            self._from_address[address] -= 1
+            if not self._from_address[address]:
+                del self._from_address[address]
         if not self._clients:
             self._empty.set()
 
-    def hand_over(self, client: ClientConnection) -> None:
+    def hand_over(self, client: ClientShell) -> None:
         """It speaks HTTP/2."""
         if self._http2 is None:
             client.abort()
             return
-        self.spawn(self._http2.serve(client.transport)).add_done_callback(lambda _: self.forget(client))
-
-    def remember(self, data: bytes, incoming: Incoming) -> None:
-        """Know a request again."""
-        if len(self.known) >= KNOWN_REQUESTS:
-            self.known.clear()
-        self.known[data] = incoming
+        self.spawn(self._http2.serve(client.transport), self.defect).add_done_callback(
+            lambda _: self.forget(client)
+        )
 
     def pool(self, upstream: Upstream) -> Pool:
         """The connections to a replica, which go when it goes."""
@@ -195,19 +231,63 @@ class FastLane:
         if (pool := self._pools.pop(upstream, None)) is not None:
             pool.close()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Run what has to wait in a task of the lane's."""
+    def spawn(
+        self, work: Coroutine[Any, Any, None], when_failed: Callable[[BaseException], None]
+    ) -> "asyncio.Task[None]":
+        """Run what has to wait in a task of the lane's.
+
+        Args:
+            work: What has to wait.
+            when_failed: Called with what the work did not foresee.
+        """
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                when_failed(error)
+
+        task.add_done_callback(ended)
         return task
 
-    async def _sweep(self) -> None:
+    def _spawn_open(self, work: Coroutine[Any, Any, None]) -> object:
+        return self.spawn(work, self.defect)
+
+    @staticmethod
+    def defect(error: BaseException) -> None:
+        """Something went wrong that nobody foresaw: it is our own fault, and no replica's."""
+        log.error("defect", reason=repr(error), exc_info=error)
+
+    # -- within ----------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Read the clock, pass on what was kept back long enough, and now and then look at all deadlines."""
         loop = asyncio.get_running_loop()
+        swept = 0.0
         while True:
-            await asyncio.sleep(self._sweep_every)
+            owed = len(self.collecting)
+            await asyncio.sleep(TICK)
             self.now = now = loop.time()
-            for client in [client for client in self._clients if client.deadline < now]:
+            for _ in range(owed):
+                client, began = self.collecting.popleft()
+                client.release_collected(began)
+            if now - swept >= self._sweep_every:
+                swept = now
+                self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        for clients in (self._clients, self._refused):
+            for client in [client for client in clients if client.deadline < now]:
                 client.expired()
-            for pool in (*self._pools.values(), self.control):
-                pool.sweep(now)
+        for pool in (*self._pools.values(), self.admin):
+            pool.sweep(now)
+
+    async def _follow_rotation(self) -> None:
+        """Let requests that wait for a connection to a replica that has left go elsewhere, all at once."""
+        while True:
+            await self._source.next_snapshot()
+            present = set(self._source.snapshot.upstreams)
+            for upstream, pool in self._pools.items():
+                if upstream not in present:
+                    pool.dismiss()

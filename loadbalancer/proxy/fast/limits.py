@@ -20,7 +20,8 @@ class Limits:
         response_timeout: Seconds a replica may be silent.
         connect_timeout: Seconds to connect to a replica.
         queue_timeout: Seconds to wait for a connection to come back when no more can be opened.
-        connections: Open client connections in all; 0: no bound.
+        tunnel_idle_timeout: Seconds without a byte either way after which a tunnel or an event stream ends;
+        0: none. connections: Open client connections in all; 0: no bound.
         client_connections: The same from one address.
     """
 
@@ -33,6 +34,7 @@ class Limits:
     response_timeout: float
     connect_timeout: float
     queue_timeout: float
+    tunnel_idle_timeout: float
     connections: int
     client_connections: int
 
@@ -49,6 +51,7 @@ class Limits:
             response_timeout=settings.response_timeout,
             connect_timeout=settings.connect_timeout,
             queue_timeout=settings.queue_timeout,
+            tunnel_idle_timeout=settings.tunnel_idle_timeout,
             connections=settings.max_connections,
             client_connections=settings.max_client_connections,
         )

@@ -1,24 +1,28 @@
-"""The connections to one replica: those that are idle, and those that are being made."""
+"""The connections to one replica: the idle ones, and those that are being made. Every operation is O(1)."""
 
 import asyncio
 from collections import deque
 
 from loadbalancer.errors import (
     ExhaustedError,
+    UpstreamLeftError,
     UpstreamRefusedError,
     UpstreamUnreachableError,
     is_own_limit,
 )
-from loadbalancer.proxy.fast.answering import KnownAnswer
 from loadbalancer.proxy.fast.limits import Limits
+from loadbalancer.proxy.fast.replica_side import ReplicaState
 from loadbalancer.proxy.fast.upstream import UpstreamConnection
 from loadbalancer.proxy.retry import Clock
 
-KNOWN_HEADS = 256
-"""How many heads of answers are known again."""
-
 CONNECTS_AT_ONCE = 128
 """Connections that are made at a time: of thousands, many would time out while the loop makes the others."""
+
+SURE = 0.1
+"""Seconds of idleness in which a replica is not expected to close a connection; common servers wait for
+seconds."""
+
+_CLOSED = ReplicaState.CLOSED
 
 
 class Pool:
@@ -28,8 +32,8 @@ class Pool:
         name: Of the replica, for messages.
         host: Address, or the path of a Unix socket.
         port: Port; 0 for a Unix socket.
-        kept: Seconds an idle connection is kept.
-        clock: Knows the time at the last sweep.
+        kept: Seconds for which an idle connection is kept.
+        clock: Knows the time, to about 50 ms.
         limits: How long to wait for a connection.
     """
 
@@ -40,51 +44,78 @@ class Pool:
         self._host = host
         self._port = port
         self._kept = kept
-        self._idle: list[UpstreamConnection] = []
+        self._idle: deque[UpstreamConnection] = deque()
+        """In the order of use. Those that have ended stay until they come to an end of it."""
         self._connecting = 0
         self._waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
-        """Exchanges that wait, in their order: for a connection that comes back, or for leave to make one."""
-        self.known: dict[bytes, KnownAnswer] = {}
-        """Heads of answers that have been read before."""
+        """Requests that wait, in their order: for a connection that comes back, or for leave to make one."""
+        self._obtaining: set[asyncio.Timeout] = set()
+        """The time-outs of all requests that want a connection."""
         self._closed = False
 
-    def take(self) -> UpstreamConnection | None:
-        """The idle connection that was used last, or None."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.transport.is_closing():
-                return connection
+    def take(self, *, sure: bool = False) -> UpstreamConnection | None:
+        """The idle connection that was used last, or None.
+
+        Args:
+            sure: Whether the request must not meet a connection that the replica may just be closing.
+        """
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if connection.state is _CLOSED or connection.transport.is_closing():
+                continue
+            if sure and self._clock.now - connection.idle_since > SURE:
+                idle.append(connection)
+                return None
+            return connection
         return None
 
     async def obtain(self) -> UpstreamConnection:
-        """A new connection, or one that another exchange has done with, whichever comes first.
+        """A new connection, or one that comes back meanwhile, whichever is first.
 
         Raises:
             UpstreamRefusedError: The replica accepts none, or not in time.
+            UpstreamLeftError: The replica has left the rotation.
             ExhaustedError: None can be opened for a reason of our own, and none has come back in time.
         """
-        why = ""
+        why: list[str] = []
         try:
             async with asyncio.timeout(None) as patience:
-                while True:
-                    if self._closed:
-                        raise UpstreamRefusedError(f"{self.name} has left")
-                    if self._connecting < CONNECTS_AT_ONCE:
-                        try:
-                            return await self._connect()
-                        except OSError as error:
-                            if not is_own_limit(error):
-                                told = error.strerror or str(error)
-                                raise UpstreamRefusedError(f"{self.name} cannot be reached: {told}") from None
-                            why = error.strerror or str(error)
-                            if patience.when() is None:
-                                now = asyncio.get_running_loop().time()
-                                patience.reschedule(now + self._limits.queue_timeout)
-                    connection = await self._turn()
-                    if connection is not None:
-                        return connection
+                self._obtaining.add(patience)
+                try:
+                    return await self._obtain(patience, why)
+                finally:
+                    self._obtaining.discard(patience)
         except TimeoutError:
-            raise ExhaustedError(f"the load balancer can open no connection: {why}") from None
+            if why:
+                raise ExhaustedError(f"the load balancer can open no connection: {why[-1]}") from None
+            raise self._left() from None
+
+    async def _obtain(self, patience: asyncio.Timeout, why: list[str]) -> UpstreamConnection:
+        while True:
+            if self._closed:
+                raise self._left()
+            if self._connecting < CONNECTS_AT_ONCE:
+                try:
+                    return await self._connect()
+                except OSError as error:
+                    told = error.strerror or str(error)
+                    if not is_own_limit(error):
+                        raise UpstreamRefusedError(f"{self.name} cannot be reached: {told}") from None
+                    why.append(told)
+                    if patience.when() is None:
+                        now = asyncio.get_running_loop().time()
+                        patience.reschedule(now + self._limits.queue_timeout)
+            connection = await self._turn()
+            if connection is not None:
+                return connection
+
+    def dismiss(self) -> None:
+        """The replica has left the rotation: requests that have no connection yet go elsewhere, at once."""
+        now = asyncio.get_running_loop().time()
+        for patience in self._obtaining:
+            if not patience.expired():
+                patience.reschedule(now)
 
     async def open(self) -> UpstreamConnection:
         """Make a connection.
@@ -102,7 +133,7 @@ class Pool:
         return connection
 
     def give_back(self, connection: UpstreamConnection) -> None:
-        """Keep a connection for another exchange."""
+        """Keep a connection for another request."""
         if self._closed:
             connection.transport.close()
             return
@@ -111,21 +142,11 @@ class Pool:
             return
         self._idle.append(connection)
 
-    def remember(self, head: bytes, answer: KnownAnswer) -> None:
-        """Know a head again; their number is bounded, for dates make new ones every second."""
-        if len(self.known) >= KNOWN_HEADS:
-            self.known.clear()
-        self.known[head] = answer
-
-    def forget(self, connection: UpstreamConnection) -> None:
-        """It has ended."""
-        if connection.exchange is None and connection in self._idle:
-            self._idle.remove(connection)
-
     def sweep(self, now: float) -> None:
-        """Close what has been idle for too long; the list is in the order of use."""
-        while self._idle and now - self._idle[0].idle_since > self._kept:
-            self._idle.pop(0).transport.close()
+        """Close the connections that have been idle for too long."""
+        idle = self._idle
+        while idle and (idle[0].state is _CLOSED or now - idle[0].idle_since > self._kept):
+            idle.popleft().transport.close()
 
     def close(self) -> None:
         """Close what is idle, and keep nothing any more."""
@@ -136,6 +157,9 @@ class Pool:
             pass  # each looks for itself what becomes of it
 
     # -- within --------------------------------------------------------------------------------------
+
+    def _left(self) -> UpstreamLeftError:
+        return UpstreamLeftError(f"{self.name} has left")
 
     async def _connect(self) -> UpstreamConnection:
         limit = self._limits.connect_timeout

@@ -1,253 +1,268 @@
-"""The replica's side: connections that are kept, and the answers that come over them."""
+"""A connection to a replica, with its socket: the shell around `ReplicaSide`."""
 
 import asyncio
+import os
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import httptools
 
 from loadbalancer.errors import UpstreamClosedError, UpstreamError, UpstreamStaleError
-from loadbalancer.proxy.fast.answering import AnswerHead, Framing, KnownAnswer
-from loadbalancer.proxy.headers import Header
+from loadbalancer.proxy.fast.accepting import probe_when_silent
+from loadbalancer.proxy.fast.quick import Validator, read_answer
+from loadbalancer.proxy.fast.replica_side import Answered, ReplicaSide, ReplicaState
 
 if TYPE_CHECKING:
-    from loadbalancer.proxy.fast.exchange import Exchange
+    from loadbalancer.proxy.fast.carrier import Carrier
+    from loadbalancer.proxy.fast.client import ClientConnection
     from loadbalancer.proxy.fast.pool import Pool
-    from loadbalancer.proxy.fast.tunnel import Tunnel
 
-MAX_HEAD = 64 * 1024
-"""Bytes of an answer's line and headers together."""
+RESCUED = 1 << 20
+"""Bytes of an early answer that are read from a connection which the replica has broken."""
 
-KNOWN_HEAD = 2048
-"""Bytes of the longest head of an answer that is known again."""
+_IDLE, _ASKED, _TUNNEL, _CLOSED = (
+    ReplicaState.IDLE,
+    ReplicaState.ASKED,
+    ReplicaState.TUNNEL,
+    ReplicaState.CLOSED,
+)
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """A connection to a replica. It serves one exchange at a time and is idle between two.
+class UpstreamConnection(ReplicaSide, asyncio.Protocol):
+    """A connection to a replica. It serves one request at a time and is idle between two.
 
     Args:
         pool: Where it belongs.
     """
 
     __slots__ = (
-        "_body_size",
-        "_ended",
-        "_fed",
-        "_headers",
-        "_held",
-        "_in_body",
-        "_messages",
-        "_parser",
-        "_reason",
-        "exchange",
+        "_carrier",
+        "_quick",
+        "_read_held",
+        "_rescue",
+        "_validator",
         "idle_since",
         "pool",
         "transport",
-        "tunnel",
         "used",
+        "write_held",
     )
 
     def __init__(self, pool: "Pool") -> None:
+        ReplicaSide.__init__(self, pool.name)
         self.pool = pool
         self.transport: asyncio.Transport
-        self.exchange: Exchange | None = None
         self.used = False
-        """Whether it has carried a whole exchange before: then its end may just be the replica tidying up."""
-        self.tunnel: Tunnel | None = None
-        """What passes bytes on, when another protocol is spoken over it."""
+        """Whether it has carried a whole answer before: then its end may just be the replica tidying up."""
         self.idle_since = 0.0
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers: list[Header] = []
-        self._reason = b""
-        self._fed = 0
-        self._in_body = False
-        self._ended = False
-        self._held = False
-        self._messages = 0
-        self._body_size = 0
+        self.write_held = False
+        """Whether the replica takes no more just now."""
+        self._read_held = False
+        self._rescue: int | None = None
+        self._validator = Validator(httptools.HttpResponseParser)
+        self._quick: ClientConnection | None = None
+        """The client whose usual request is under way."""
+        self._carrier: Carrier | None = None
+        """What carries any other request that is under way."""
 
     # -- asyncio.Protocol ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            probe_when_silent(sock)
 
     def data_received(self, data: bytes) -> None:
-        exchange = self.exchange
-        if exchange is None:
-            self.transport.abort()  # nobody has asked for anything
-            return
-        if self.tunnel is not None:
-            self.tunnel.from_replica(data)
-            return
-        boundary = not self._fed and not self._in_body
-        if boundary:
-            end = data.find(b"\r\n\r\n") + 4
-            known = self.pool.known.get(data[:end])
-            if known is not None and len(data) - end == known.length and exchange.method != "HEAD":
-                exchange.on_whole_answer(known, data[end:])
-                self._finish(whole=True)
+        client = self._quick
+        if client is not None:
+            if self._buffer:
+                data, self._buffer = self._buffer + data, b""
+            answer = read_answer(data)
+            if answer is True:
+                self._buffer = data
+                client.collect()
                 return
-        if not self._in_body:
-            self._fed += len(data)
-            self._messages = self._body_size = 0
-        client = exchange.client
-        client.cork()  # what one packet brings is sent on in one
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._ended = False
-            exchange.switched(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            self.failed(cause if isinstance(cause, UpstreamError) else UpstreamError(f"failed: {cause!r}"))
-        except httptools.HttpParserError:
-            if self._ended:
-                exchange.keep_upstream = False  # what comes after the answer is nobody's
-            else:
-                self.failed(UpstreamError(f"{self.pool.name} answered something that is not HTTP"))
+            if answer is not False and self._validator.accepts(data):
+                self._quick = None
+                self.state = _IDLE
+                self.used = True
+                self.pool.give_back(self)
+                client.quick_answered(answer)
+                return
+            client.take_general_way(self)
+        carrier = self._carrier
+        if carrier is None:
+            self.drop()  # nobody has asked for anything
         else:
-            if not self._in_body and self._fed > MAX_HEAD:
-                self.failed(
-                    UpstreamError(f"{self.pool.name} answered with a head of more than {MAX_HEAD} bytes")
-                )
-        if self._ended:
-            if boundary and exchange.answer_head is not None:
-                self._remember(data, end, exchange, exchange.answer_head)
-            self._finish()
-        client.uncork()
+            carrier.guard(self._receive, data)
 
     def eof_received(self) -> bool:
-        if self.tunnel is not None and self.exchange is not None:
-            self.tunnel.replica_has_no_more()
+        if self.state is _TUNNEL and self._carrier is not None:
+            self._carrier.replica_has_no_more()
             return True
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.pool.forget(self)
-        exchange = self.exchange
-        if exchange is None:
-            return
-        if exchange.reads_until_close and error is None:
-            self._ended = True
-            self._finish()
-            return
-        self.exchange = None
-        if self.tunnel is not None:
-            self.tunnel.ended(error)
-            return
-        why = getattr(error, "strerror", None) or "it ended"
-        name = self.pool.name
-        if exchange.answering:
-            exchange.broke(UpstreamError(f"{name} broke off in the middle of its answer"))
-        else:
-            kind = UpstreamStaleError if self.used else UpstreamClosedError
-            exchange.broke(kind(f"{name} broke the connection before it had answered: {why}"))
+        if self._quick is not None:
+            self._quick.take_general_way(self)
+        if self._carrier is not None:
+            self._carrier.guard(self._lost, error)
+        self._close_rescue()
+        if self.state is not _CLOSED:
+            self.become(_CLOSED)
 
     def pause_writing(self) -> None:
-        if self.exchange is not None:
-            self.exchange.client_must_wait(True)
+        self.write_held = True
+        if self._carrier is not None:
+            self._carrier.replica_held()
 
     def resume_writing(self) -> None:
-        if self.exchange is not None:
-            self.exchange.client_must_wait(False)
+        self.write_held = False
+        if self._carrier is not None:
+            self._carrier.replica_held()
 
-    # -- httptools ----------------------------------------------------------------------------------
+    # -- for clients and carriers ----------------------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        self._messages += 1
-        self._headers = []
-        self._reason = b""
-        if self._ended and self.exchange is not None:
-            self.exchange.keep_upstream = False  # an answer to nothing: it must not meet the next request
+    def ask_quick(self, client: "ClientConnection", request: bytes) -> None:
+        """Send a usual request.
 
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason
+        Args:
+            client: Gets the answer.
+            request: All of it.
+        """
+        self.state = _ASKED
+        self._heads = 0
+        self._method = "GET"  # or another whose answer has the same framing
+        self._quick = client
+        self.transport.write(request)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._ended:
-            return
-        if self._in_body:
-            if self.exchange is not None:
-                self.exchange.on_trailer(name, value)
-        else:
-            self._headers.append((name, value))
+    def ask(self, carrier: "Carrier", method: str, *, streams: bool) -> None:
+        """Begin to send any other request.
 
-    def on_headers_complete(self) -> None:
-        exchange, parser = self.exchange, self._parser
-        if exchange is None or self._ended:
-            return
-        status = parser.get_status_code()
-        if status < 100:
-            raise UpstreamError(f"{self.pool.name} answered with the status {status}, which there is not")
-        if status < 200 and status != 101:
-            exchange.on_informational(status, self._reason, self._headers)
-            self._fed = 0
-            return
-        self._in_body = True
-        exchange.on_answer(status, self._reason, self._headers)
-        if exchange.method == "HEAD" and status != 101:
-            # llhttp does not know that it was asked with HEAD, and would wait for a body.
-            self._ended = True
-            exchange.keep_upstream = parser.should_keep_alive()
-            self._parser = httptools.HttpResponseParser(self)
+        Args:
+            carrier: Gets the answer.
+            method: Its method.
+            streams: Whether a part of its body has yet to come.
+        """
+        self.asked(method)
+        self._carrier = carrier
+        if streams:
+            self._prepare_rescue()
 
-    def on_body(self, data: bytes) -> None:
-        if self._ended:
-            if self.exchange is not None:
-                self.exchange.keep_upstream = False  # a body where there is none to be
-        elif self.exchange is not None:
-            self._body_size += len(data)
-            self.exchange.on_answer_body(data)
+    def carried_by(self, carrier: "Carrier") -> None:
+        """The usual request that is under way turns out to be unusual.
 
-    def on_message_complete(self) -> None:
-        if not self._in_body or self._ended:
-            return  # an informational answer
-        self._ended = True
-        if self.exchange is not None:
-            self.exchange.keep_upstream = self._parser.should_keep_alive()
+        Args:
+            carrier: Gets the answer from now on.
+        """
+        self._quick = None
+        self._carrier = carrier
+
+    def receive_collected(self) -> None:
+        """Have the beginning of a usual answer go the general way, because the rest takes its time."""
+        if self._quick is not None and self._buffer:
+            self._quick.take_general_way(self)
+            data, self._buffer = self._buffer, b""
+            if self._carrier is not None:
+                self._carrier.guard(self._receive, data)
 
     def hold(self, held: bool) -> None:
         """Read no more for now, or read on."""
-        if held is not self._held:
-            self._held = held
+        if held is not self._read_held and not self.transport.is_closing():
+            self._read_held = held
             if held:
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
 
-    # -- within --------------------------------------------------------------------------------------
+    def finish(self, *, request_whole: bool) -> None:
+        """The answer is whole: be idle, or end.
 
-    def failed(self, error: UpstreamError) -> None:
-        """The answer makes no sense, or comes too late: the connection is of no use any more."""
-        exchange, self.exchange = self.exchange, None
-        self._ended = False
-        self.transport.abort()
-        if exchange is not None:
-            exchange.broke(error)
-
-    def _remember(self, data: bytes, end: int, exchange: "Exchange", head: AnswerHead) -> None:
-        """Know the head of this answer again, if the packet is that, its body, and nothing else."""
-        alone = self._messages == 1 and end + self._body_size == len(data)
-        if alone and head.framing is Framing.LENGTH and end <= KNOWN_HEAD:
-            self.pool.remember(
-                data[:end],
-                KnownAnswer(exchange.status, b"".join(head.lines), len(data) - end, exchange.keep_upstream),
-            )
-
-    def _finish(self, *, whole: bool = False) -> None:
-        """The answer is complete: the connection is free, or ends."""
-        exchange, self.exchange = self.exchange, None
-        self._ended = self._in_body = False
-        self._fed = 0
-        self.used = True
-        if exchange is None:
-            return
-        if exchange.keep_upstream and exchange.request_sent and not self.transport.is_closing():
-            if self._held:
-                self.hold(False)
+        Args:
+            request_whole: Whether the whole request was sent.
+        """
+        self._carrier = None
+        self._close_rescue()
+        self.hold(False)
+        if request_whole and not self.transport.is_closing() and self.reuse():
+            self.used = True
             self.pool.give_back(self)
         else:
             self.transport.close()
-        if whole:
-            exchange.done()
+
+    def drop(self) -> None:
+        """End at once: the connection is of no use any more."""
+        self._carrier = self._quick = None
+        if self.state is not _CLOSED:
+            self.become(_CLOSED)
+        self.transport.abort()
+
+    def close_half(self) -> None:
+        """The client sends nothing more through the tunnel."""
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+
+    # -- within --------------------------------------------------------------------------------------
+
+    def _receive(self, data: bytes) -> None:
+        if self._carrier is None:
+            return
+        answered = self.receive(data)
+        head = answered.head
+        if self.used and head is not None and head.status == 408 and not head.keep_alive:
+            # It answers nothing: the replica tells that it closes the idle connection (RFC 9110, section
+            # 15.5.9).
+            answered = Answered(error=UpstreamStaleError(f"{self.name} closed an idle connection with a 408"))
+        self._carrier.replica_sent(answered)
+
+    def _lost(self, error: Exception | None) -> None:
+        """The connection has ended: hear what the replica has said before, and then say so."""
+        self._read_rescue()
+        carrier = self._carrier
+        if carrier is None:
+            return
+        if self.state is _TUNNEL:
+            carrier.tunnel_ended(error)
+            return
+        begun = self.begun
+        if self.ended() and error is None:
+            carrier.replica_sent(Answered(whole=True))
+            return
+        why = getattr(error, "strerror", None) or "it ended"
+        if begun:
+            kind: type[UpstreamError] = UpstreamClosedError
+            sentence = f"{self.name} broke off in the middle of its answer: {why}"
         else:
-            exchange.on_answer_end()
+            kind = UpstreamStaleError if self.used else UpstreamClosedError
+            sentence = f"{self.name} broke the connection before it had answered: {why}"
+        carrier.replica_sent(Answered(error=kind(sentence)))
+
+    def _prepare_rescue(self) -> None:
+        """Keep a second handle on the socket while a body streams.
+
+        A replica may answer early and close without reading the rest (RFC 9112, section 9.5). Then writing
+        fails and the event loop closes its handle, although the kernel still holds the answer.
+        """
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            with suppress(OSError):
+                self._rescue = os.dup(sock.fileno())
+
+    def _read_rescue(self) -> None:
+        if self._rescue is None or self.state is not _ASKED:
+            return
+        with socket.socket(fileno=self._rescue) as sock:
+            self._rescue = None
+            sock.setblocking(False)
+            left = RESCUED
+            with suppress(OSError):
+                while left > 0 and self._carrier is not None and (data := sock.recv(65536)):
+                    left -= len(data)
+                    self._receive(data)
+
+    def _close_rescue(self) -> None:
+        rescue, self._rescue = self._rescue, None
+        if rescue is not None:
+            os.close(rescue)
