@@ -13,20 +13,23 @@ from xxhash import xxh3_64_intdigest
 MAX_DIGITS = 20
 """Longest key that is read as an integer; longer ones are hashed, so that a hostile key costs nothing."""
 
-POINT_SEED = 2
-"""Seed of `hash_point`, which sets it apart from `hash_text`; `ring` says what was measured with it."""
+PAIR_SEED = 2
+"""Seed of `hash_pair`, which sets it apart from `hash_text`; `ring` says what was measured with it."""
 
 _pack_pair = struct.Struct("<II").pack
 
 
 def hash_text(key: str) -> int:
     """H of `default`: 64-bit hash (XXH3, seed 0) of the key's UTF-8 bytes."""
-    return xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))
+    try:
+        return xxh3_64_intdigest(key.encode())
+    except UnicodeEncodeError:  # rare, and naming the error handler each time would cost more
+        return xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))
 
 
-def hash_point(i: int, j: int) -> int:
-    """Φ of `default`: 64-bit hash (XXH3, seed 2) of i and j, each as 32 bits, little-endian."""
-    return xxh3_64_intdigest(_pack_pair(i, j), POINT_SEED)
+def hash_pair(i: int, j: int) -> int:
+    """Orders the members of `default`: 64-bit hash (XXH3, seed 2) of i and j, 32 bits each, little-endian."""
+    return xxh3_64_intdigest(_pack_pair(i, j), PAIR_SEED)
 
 
 def key_number(key: str) -> int:

@@ -52,4 +52,4 @@ def test_every_text_has_a_64_bit_hash_even_one_with_lone_surrogates(key: str) ->
 
 @given(st.integers(1, 1000), st.integers(1, 8192))
 def test_points_are_64_bits(i: int, j: int) -> None:
-    assert 0 <= hashing.hash_point(i, j) < 1 << 64
+    assert 0 <= hashing.hash_pair(i, j) < 1 << 64
