@@ -89,7 +89,7 @@ def _choices(size: int) -> list[dict[str, Any]]:
         if name == "default":
             hashing = make_policy("consistent-hash", upstreams, ring=ring, load_factor=1.25, rng=Random(1))
             for upstream in upstreams:
-                upstream.in_flight = 2
+                upstream.count(2)
             rows.append({"what": "consistent-hash, bounded", "size": size, "pick": _each(keys, hashing.pick)})
     for policy in POLICIES:
         chooser = make_policy(policy, upstreams, ring=empty, load_factor=0, rng=Random(1))
@@ -173,7 +173,8 @@ def tell(result: dict[str, Any]) -> str:
     lines += [
         "",
         "Starting a replica is starting an interpreter: what limits `/add` is the machine's cores, not the load balancer. "
-        "What a choice costs, in µs, all on one core; a ring ends at its capacity (56 members with the classic presets, 128 with `default`):",
+        "What a choice costs, in µs, all on one core; "
+        f"a ring ends at its capacity ({capacity('classic')} members with the classic presets, {capacity('default'):,} with `default`):",
         "",
         "| | " + " | ".join(f"N = {size:,}" for size in sizes) + " |",
         "|---" * (1 + len(sizes)) + "|",

@@ -4,10 +4,35 @@ Its identity is frozen. What the data path notes of it is not: requests in fligh
 Nobody else may touch those; policies read them, and the fleet, which hears of them through the callbacks
 and sets the share that the replica takes. A replacement of
 a dead replica is a new upstream under the old name and number, with a count of its own.
+
+Requests in flight are counted by `acquire`, `release` and `count`, never by assignment: they keep the
+`Load` of the upstream's policy true as well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+
+class Load:
+    """What a policy knows of the load on its upstreams without asking each of them.
+
+    An upstream belongs to one load at a time, the last that was made over it. So the policy of a new
+    snapshot takes over what is in flight, also of requests that were picked by the policy before; and what
+    ends on an upstream that has left the rotation changes nothing for those that are in it.
+
+    Args:
+        upstreams: Those of the policy.
+    """
+
+    __slots__ = ("eased", "in_flight")
+
+    def __init__(self, upstreams: "Sequence[Upstream]" = ()) -> None:
+        self.in_flight = sum([upstream.in_flight for upstream in upstreams])
+        """Requests in flight on all its upstreams together."""
+        self.eased: dict[Upstream, None] | None = None
+        """Upstreams that have fewer requests in flight than before, if the policy wants to know them."""
+        for upstream in upstreams:
+            upstream.load = self
 
 
 @dataclass(eq=False, slots=True)
@@ -44,16 +69,30 @@ class Upstream:
     """Called when it has left and nothing is in flight: close its idle connections."""
     on_idle: Callable[[], None] | None = field(default=None, init=False, repr=False)
     """Called when the last request in flight has ended; the fleet sets it while it drains the replica."""
+    load: Load = field(default_factory=Load, init=False, repr=False)
+    """The load that its requests in flight are part of."""
 
     def acquire(self) -> None:
         """Count one request more in flight. Every call is followed by exactly one `release`."""
         self.in_flight += 1
+        self.load.in_flight += 1
 
     def release(self) -> None:
         """Count one request less in flight."""
         self.in_flight -= 1
+        load = self.load
+        load.in_flight -= 1
+        if load.eased is not None:
+            load.eased[self] = None
         if self.in_flight == 0 and self.on_idle is not None and not self.held:
             self.on_idle()
+
+    def count(self, change: int) -> None:
+        """Count requests in flight that a worker process reports: so many more, or less if negative."""
+        self.in_flight += change
+        self.load.in_flight += change
+        if self.load.eased is not None:
+            self.load.eased[self] = None
 
     @property
     def busy(self) -> bool:
@@ -66,7 +105,7 @@ class Upstream:
         Args:
             in_flight: How many of the requests counted here were that worker's.
         """
-        self.in_flight -= in_flight
+        self.count(-in_flight)
         self.held -= 1
         if not self.busy and self.on_idle is not None:
             self.on_idle()

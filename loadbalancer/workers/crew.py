@@ -189,7 +189,7 @@ class Worker:
     def _note(self, account: Account) -> None:
         stay = self._stays[account.id]
         upstream = stay.upstream
-        upstream.in_flight += account.in_flight - stay.in_flight
+        upstream.count(account.in_flight - stay.in_flight)
         stay.in_flight = account.in_flight
         if account.answered:
             upstream.answered += account.answered

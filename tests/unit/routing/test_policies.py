@@ -64,7 +64,7 @@ def test_what_has_been_tried_is_not_picked_again_and_all_the_others_are(
 ) -> None:
     upstreams = make_upstreams(len(loads))
     for upstream, load in zip(upstreams, loads, strict=True):
-        upstream.in_flight = load
+        upstream.count(load)
     policy = make(name, upstreams, load_factor)
     tried = data.draw(st.lists(st.sampled_from(upstreams), unique=True))
     left = len(upstreams) - len(tried)
@@ -148,7 +148,7 @@ def test_a_load_factor_of_zero_leaves_a_key_with_its_owner_however_busy() -> Non
     policy = consistent_hash(upstreams, 0)
     owner = policy.pick("key")
     assert owner is not None
-    owner.in_flight = 1000
+    owner.count(1000)
     assert policy.pick("key") is owner
 
 
@@ -159,12 +159,13 @@ def test_the_bound_is_exact_where_floating_point_is_not() -> None:
     owner, *others = (
         upstreams[number - 1] for number in Ring.build("classic-sha256", range(1, 11)).walk("k")
     )
-    owner.in_flight = 11
+    owner.count(11)
     for other, load in zip(others, [10] * 8 + [8], strict=True):
-        other.in_flight = load
+        other.count(load)
     assert sum(upstream.in_flight for upstream in upstreams) + 1 == 100
     assert policy.pick("k") is others[0]
-    owner.in_flight, others[0].in_flight = 10, 11
+    owner.count(-1)
+    others[0].count(1)
     assert policy.pick("k") is owner
 
 
@@ -214,6 +215,34 @@ def test_smooth_weighted_round_robin_is_in_proportion_and_spread_out(weights: li
     assert [counts[upstream] for upstream in upstreams] == weights
 
 
+class CreditsOfAll:
+    """Smooth weighted round robin the slow way, as nginx has it: it looks at every upstream."""
+
+    def __init__(self, upstreams: list[Upstream]) -> None:
+        self.credit = dict.fromkeys(upstreams, 0)
+
+    def pick(self, tried: list[Upstream]) -> Upstream | None:
+        untried = [upstream for upstream in self.credit if upstream not in tried]
+        for upstream in untried:
+            self.credit[upstream] += upstream.weight
+        best = max(untried, key=lambda upstream: self.credit[upstream], default=None)
+        if best is not None:
+            self.credit[best] -= sum(upstream.weight for upstream in untried)
+        return best
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=9), st.data())
+def test_smooth_weighted_round_robin_picks_what_looking_at_all_would(
+    weights: list[int], data: st.DataObject
+) -> None:
+    upstreams = make_upstreams(0, weights)
+    policy, slow = SmoothWeightedRoundRobin(upstreams), CreditsOfAll(upstreams)
+    failed = st.lists(st.sampled_from(upstreams), unique=True, max_size=3)
+    for tried in data.draw(st.lists(st.just([]) | failed, max_size=80)):
+        assert policy.pick("", tried) is slow.pick(tried)
+
+
 def test_smooth_weighted_round_robin_keeps_its_proportions_among_the_untried() -> None:
     a, b, c = upstreams = make_upstreams(3, [4, 2, 9])
     policy = SmoothWeightedRoundRobin(upstreams)
@@ -248,16 +277,46 @@ def test_the_same_source_of_chance_makes_the_same_choices(
 def test_least_connections_picks_one_of_the_least_busy(loads: list[int]) -> None:
     upstreams = make_upstreams(len(loads))
     for upstream, load in zip(upstreams, loads, strict=True):
-        upstream.in_flight = load
+        upstream.count(load)
     picked = LeastConnections(upstreams, random.Random(1)).pick("")
     assert picked is not None
     assert picked.in_flight == min(loads)
 
 
+@settings(max_examples=150, deadline=None)
+@given(n=st.integers(1, 6), steps=st.lists(st.integers(0, 1 << 20), max_size=150))
+def test_least_connections_picks_one_of_the_least_busy_whatever_begins_and_ends(
+    n: int, steps: list[int]
+) -> None:
+    upstreams = make_upstreams(n)
+    policy = LeastConnections(upstreams, random.Random(1))
+    in_flight: list[Upstream] = []
+    for step in steps:
+        choice, number = step % 5, step // 5
+        if choice == 0 and in_flight:
+            in_flight.pop(number % len(in_flight)).release()
+        elif choice == 1:  # not by this policy: another lane's, say
+            upstreams[number % n].acquire()
+            in_flight.append(upstreams[number % n])
+        else:
+            tried = [
+                upstream for place, upstream in enumerate(upstreams) if choice == 2 and number >> place & 1
+            ]
+            left = [upstream for upstream in upstreams if upstream not in tried]
+            picked = policy.pick("", tried)
+            if picked is None:
+                assert not left
+                continue
+            assert picked in left
+            assert picked.in_flight == min(upstream.in_flight for upstream in left)
+            picked.acquire()
+            in_flight.append(picked)
+
+
 def test_power_of_two_picks_every_one_but_the_busiest() -> None:
     upstreams = make_upstreams(4)
     for upstream in upstreams:
-        upstream.in_flight = upstream.number
+        upstream.count(upstream.number)
     policy = PowerOfTwoChoices(upstreams, random.Random(1))
     counts = Counter(policy.pick("") for _ in range(6000))
     # Of the six pairs, three have Server-1 in them, two more Server-2, one more Server-3.
