@@ -26,7 +26,7 @@ fuzz: $(VENV)/.installed-dev ## mutated requests and answers, cut anywhere, and 
 soak: $(VENV)/.installed-dev ## ten minutes at full load: memory stays flat, no file is left open (wants wrk installed)
 	$(BIN)/python -m analysis.bench.soak $(ARGS)
 
-bench: $(VENV)/.installed-dev ## compare with nginx and HAProxy on this machine (wants them, and wrk, installed)
+bench: $(VENV)/.installed-dev ## compare with nginx and HAProxy on this machine, with wrk (one row: ARGS="--only varied")
 	$(BIN)/python -m analysis.bench $(ARGS)
 
 analysis: $(VENV)/.installed-dev ## run the experiments and write docs/analysis.md with its pictures (about 10 minutes)

@@ -1,10 +1,9 @@
 """Beyond the usual: the tail at half of the peak, thousands of connections, and bodies of a gibibyte."""
 
 import asyncio
-import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,53 +11,40 @@ from typing import Any
 import uvloop
 
 from analysis.bench.contest import Result, measure
-from analysis.bench.peers import Peer
+from analysis.bench.peers import LOAD_CORE, Peer, on_the_load_core
+from analysis.bench.traffic import request, varied
 from analysis.load.generator import Load, Target, run
 from analysis.load.record import Record
 
 GIBIBYTE = 1 << 30
 
+PEAK = 64
+"""Connections at which the peak is reached."""
+
 FEW = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 """Numbers of connections among which one makes half of the peak."""
 
-CORE = 1
-"""What everything but the contestants is pinned to."""
-
-
-def _send(peer: Peer, load: Load) -> Record:
-    """Load a contestant from the core of everything else."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {CORE})
-    try:
-        return uvloop.run(run(Target.parse(f"http://127.0.0.1:{peer.port}/home"), load))
-    finally:
-        os.sched_setaffinity(0, before)
-
 
 def half_load(
-    peers: Sequence[Peer], peaks: Mapping[str, float], runs: int, seconds: int, told: Callable[[str], None]
+    peers: Sequence[Peer], runs: int, seconds: int, told: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """The tail of each at about half of its own peak: with as many connections as come nearest to that.
 
     Args:
         peers: The contestants.
-        peaks: Requests a second that each can do.
         runs: Of each, alternating.
         seconds: Of each run.
         told: Told of each run's outcome.
     """
+    peaks: dict[str, float] = {}
     chosen: dict[str, Result] = {}
     for peer in peers:
-        tried = []
-        for connections in FEW:
-            result = Result(peer.name, connections)
-            measure(peer, 1, CORE, result)
-            tried.append((abs(result.rates[-1] - peaks[peer.name] / 2), connections))
-        chosen[peer.name] = Result(peer.name, min(tried)[1])
+        peaks[peer.name] = varied(peer, PEAK, seconds).rate
+        chosen[peer.name] = Result(peer.name, _connections_for(peer, peaks[peer.name] / 2))
     for _ in range(runs):
         for peer in peers:
             result = chosen[peer.name]
-            measure(peer, seconds, CORE, result)
+            measure(peer, seconds, result, varied)
             told(f"{peer.name}, {result.connections}: {result.rates[-1]:,.0f}/s, p99 {result.p99[-1]:.2f} ms")
     return [
         {
@@ -70,6 +56,17 @@ def half_load(
         }
         for name, result in chosen.items()
     ]
+
+
+def _connections_for(peer: Peer, rate: float) -> int:
+    """How many connections come nearest to a rate: more of them do not make it less."""
+    away: dict[int, float] = {}
+    for few in FEW:
+        reached = varied(peer, few, 1).rate
+        away[few] = abs(reached - rate)
+        if reached >= rate:
+            break
+    return min(away, key=away.__getitem__)
 
 
 def many_connections(
@@ -104,6 +101,13 @@ def many_connections(
     return rows
 
 
+def _send(peer: Peer, load: Load) -> Record:
+    """Load a contestant from the core of everything else."""
+    host = f"127.0.0.1:{peer.port}"
+    with on_the_load_core():
+        return uvloop.run(run(Target.parse(peer.url("/")), load, lambda number: request(number, host)))
+
+
 async def _watched(peer: Peer, load: Load, seen: list[float]) -> Record:
     """Load a contestant, and read its memory meanwhile."""
     doing = asyncio.create_task(asyncio.to_thread(_send, peer, load))
@@ -129,8 +133,8 @@ def bodies(peers: Sequence[Peer], home: Path, runs: int, told: Callable[[str], N
     for _ in range(runs):
         for peer in peers:
             for way, options in (("down", []), ("up", ["-T", str(big), "-H", "Expect:"])):
-                url = f"http://127.0.0.1:{peer.port}/{'big' if way == 'down' else 'sink'}"
-                argv = ["taskset", "-c", str(CORE), "curl", "-sSf", "-o", "/dev/null", *options, url]
+                url = peer.url("/big" if way == "down" else "/sink")
+                argv = ["taskset", "-c", str(LOAD_CORE), "curl", "-sSf", "-o", "/dev/null", *options, url]
                 began = time.perf_counter()
                 subprocess.run(argv, check=True, timeout=300)
                 seconds = time.perf_counter() - began

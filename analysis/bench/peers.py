@@ -1,7 +1,6 @@
 """The contestants: each a process that listens on a port in front of the same replicas.
 
-The replicas are nginx workers that answer 66 bytes of JSON from memory: what is measured is the load
-balancer in front of them, so they have to be faster than it.
+Each is pinned to one core; the replicas and the load are pinned to another.
 """
 
 import contextlib
@@ -9,6 +8,8 @@ import json
 import os
 import resource
 import shlex
+import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -17,33 +18,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-REPLICA = """
-daemon off; worker_processes 1; pid {home}/$PORT.pid; error_log /dev/null;
-events {{ worker_connections 20000; }}
-http {{
-  access_log off; keepalive_requests 100000000; keepalive_timeout 600s;
-  client_body_temp_path {home}; proxy_temp_path {home}; fastcgi_temp_path {home};
-  uwsgi_temp_path {home}; scgi_temp_path {home};
-  server {{
-    listen 127.0.0.1:$PORT backlog=4096;
-    location / {{
-      default_type application/json;
-      return 200 '{{"message": "Hello from Server: Server-1", "status": "successful"}}';
-    }}
-  }}
-}}
-"""
+import trustme
+
+from analysis.bench.replicas import replicas
+
+CORE, LOAD_CORE = 0, 1
+"""What the contestants are pinned to, and everything else."""
+
+FIRST_PORT = 8301
+"""The first of the ports on which the contestants listen."""
+
+OURS, OURS_ASGI, NGINX_NAME, HAPROXY_NAME = "this, fast lane", "this, asgi lane", "nginx", "HAProxy"
+DIRECT = "a replica, directly"
+EVERYONE = (OURS, OURS_ASGI, NGINX_NAME, HAPROXY_NAME, DIRECT)
 
 NGINX = """
 daemon off; worker_processes 1; pid {home}/lb.pid; error_log /dev/null;
 events {{ worker_connections 20000; }}
 http {{
-  access_log off; keepalive_requests 100000000;
+  access_log {log}; keepalive_requests 100000000;
   client_body_temp_path {home}; proxy_temp_path {home}; fastcgi_temp_path {home};
   uwsgi_temp_path {home}; scgi_temp_path {home};
-  upstream replicas {{ hash $request_id consistent; keepalive 256; {servers} }}
+  upstream replicas {{ hash {key} consistent; keepalive 256; {servers} }}
   server {{
-    listen 127.0.0.1:{port} backlog=4096;
+    listen 127.0.0.1:{port} backlog=4096 {tls};
     location / {{
       proxy_pass http://replicas; proxy_http_version 1.1; proxy_set_header Connection "";
       proxy_set_header Host $host; proxy_set_header X-Request-Id $request_id;
@@ -58,23 +56,44 @@ HAPROXY = """
 global
   maxconn {connections}
   nbthread 1
+  log stdout format raw local0
 defaults
   mode http
+{log}
   timeout connect 1s
   timeout client 75s
   timeout server 60s
   option forwardfor
   http-reuse always
 frontend clients
-  bind 127.0.0.1:{port} backlog 4096
+  bind 127.0.0.1:{port} backlog 4096 {tls}
   default_backend replicas
 backend replicas
-  balance random
+  {balance}
 {servers}
 """
 
-STARTS_WITHIN = 15.0
+HAPROXY_LOG = "  log global\n  option httplog"
+
+STARTS_WITHIN = 30.0
 """Seconds for a contestant to answer."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all contestants of one contest are given alike.
+
+    Args:
+        replicas: How many there are.
+        cookie: Name of the cookie that is hashed; empty: the request's id is (HAProxy: none, it draws).
+        access_log: Whether each request is logged, to a file.
+        tls: Whether clients connect by TLS.
+    """
+
+    replicas: int = 3
+    cookie: str = ""
+    access_log: bool = False
+    tls: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,11 +104,17 @@ class Peer:
         name: As the table calls it.
         port: Where it listens on 127.0.0.1.
         pid: Of its main process; 0 when its CPU time is not measured.
+        tls: Whether it is spoken to by TLS.
     """
 
     name: str
     port: int
     pid: int
+    tls: bool = False
+
+    def url(self, path: str) -> str:
+        """Of a path."""
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{path}"
 
     def cpu_seconds(self) -> tuple[float, float]:
         """User and system time of the process and of its children, so far."""
@@ -123,56 +148,120 @@ def _family(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
+def on_the_load_core() -> Iterator[None]:
+    """Pin what this thread does to the core of the load."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {LOAD_CORE})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
 def contestants(
-    home: Path, first_port: int, core: int, other: int, replica: Sequence[str] = ()
+    home: Path, names: Sequence[str] = EVERYONE, setup: Setup | None = None, replica: Sequence[str] = ()
 ) -> Iterator[list[Peer]]:
-    """Start all of them, pinned to one core, and their replicas, pinned to another.
+    """Start contestants, pinned to one core, and their replicas, pinned to another.
+
+    The replicas are those of our fast lane, so that it always takes part.
 
     Args:
-        home: Folder for configurations.
-        first_port: The first of the ports that they take.
-        core: Of the contestants.
-        other: Of the replicas.
-        replica: Command of a replica, which gets PORT in its environment; default: nginx workers.
-    """
-    template = home / "replica.conf"
-    template.write_text(REPLICA.format(home=home))
-    if replica:
-        command = f"taskset -c {other} {shlex.join(replica)}"
-    else:
-        command = (
-            f"sh -c 'sed s/.PORT/$PORT/g {template} > {home}/$PORT.conf; "
-            f"exec taskset -c {other} nginx -e /dev/null -c {home}/$PORT.conf'"
-        )
-    with contextlib.ExitStack() as stack:
+        home: Folder for configurations and logs.
+        names: Whom to start; HAProxy is left out where it is not installed.
+        setup: What they are given; default: three replicas, and nothing else.
+        replica: Command of a replica, which gets PORT in its environment; default: nginx.
 
-        def start(name: str, port: int, *argv: str) -> Peer:
-            process = subprocess.Popen(
-                ["taskset", "-c", str(core), *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+    Yields:
+        Those of `names`, in the order of `EVERYONE`.
+    """
+    setup = setup or Setup()
+    certificate = _certificate(home) if setup.tls else None
+    with contextlib.ExitStack() as stack:
+        if replica:
+            command = f"taskset -c {LOAD_CORE} {shlex.join(replica)}"
+        else:
+            command = stack.enter_context(replicas(home, LOAD_CORE))
+
+        def start(name: str, *argv: str) -> Peer:
+            port = _port(name)
+            output = stack.enter_context((home / f"{port}.log").open("wb"))
+            process = subprocess.Popen(["taskset", "-c", str(CORE), *argv], stdout=output, stderr=output)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-            _until_answering(port)
-            return Peer(name, port, process.pid)
+            peer = Peer(name, port, process.pid, setup.tls)
+            _until_answering(peer)
+            return peer
 
-        peers = []
-        for offset, lane in enumerate(("fast", "asgi")):
-            options = ["--port", str(first_port + offset), "--lane", lane, "--command", command]
-            serve = [sys.executable, "-m", "loadbalancer", "serve", "--heartbeat-path", "/", *options]
-            peers.append(start(f"this, {lane} lane", first_port + offset, *serve))
-        addresses = _addresses(first_port)
-        port = first_port + 2
-        config = home / "nginx.conf"
-        servers = " ".join(f"server {address};" for address in addresses)
-        config.write_text(NGINX.format(home=home, port=port, servers=servers))
-        peers.append(start("nginx", port, "nginx", "-e", "/dev/null", "-c", str(config)))
-        port = first_port + 3
-        config = home / "haproxy.cfg"
-        servers = "\n".join(f"  server s{n} {address}" for n, address in enumerate(addresses))
-        config.write_text(HAPROXY.format(port=port, servers=servers, connections=_connections()))
-        peers.append(start("HAProxy", port, "haproxy", "-f", str(config)))
-        peers.append(Peer("a replica, directly", int(addresses[0].rpartition(":")[2]), 0))
-        yield peers
+        peers = [start(OURS, *_ours("fast", _port(OURS), command, setup, certificate))]
+        addresses = _addresses(peers[0])
+        if OURS_ASGI in names:
+            peers.append(start(OURS_ASGI, *_ours("asgi", _port(OURS_ASGI), command, setup, certificate)))
+        if NGINX_NAME in names:
+            config = _nginx(home, _port(NGINX_NAME), addresses, setup, certificate)
+            peers.append(start(NGINX_NAME, "nginx", "-e", "/dev/null", "-c", str(config)))
+        if HAPROXY_NAME in names and shutil.which("haproxy"):
+            config = _haproxy(home, _port(HAPROXY_NAME), addresses, setup, certificate)
+            peers.append(start(HAPROXY_NAME, "haproxy", "-f", str(config)))
+        if DIRECT in names:
+            peers.append(Peer(DIRECT, int(addresses[0].rpartition(":")[2]), 0))
+        yield [peer for peer in peers if peer.name in names]
+
+
+def _port(name: str) -> int:
+    return FIRST_PORT + EVERYONE.index(name)
+
+
+def _ours(lane: str, port: int, command: str, setup: Setup, certificate: Path | None) -> list[str]:
+    options = ["--port", str(port), "--lane", lane, "--heartbeat-path", "/", "--log-level", "info"]
+    options += ["--backend", "process", "--command", command, "--replicas", str(setup.replicas)]
+    if setup.cookie:
+        options += ["--hash-on", f"cookie:{setup.cookie}"]
+    if setup.access_log:
+        options += ["--access-log", "--log-format", "json"]
+    if certificate is not None:
+        options += ["--tls-cert", str(certificate), "--tls-key", str(certificate)]
+    return [sys.executable, "-m", "loadbalancer", "serve", *options]
+
+
+def _nginx(home: Path, port: int, addresses: Sequence[str], setup: Setup, certificate: Path | None) -> Path:
+    config = home / "nginx.conf"
+    config.write_text(
+        NGINX.format(
+            home=home,
+            port=port,
+            servers=" ".join(f"server {address};" for address in addresses),
+            key=f"$cookie_{setup.cookie}" if setup.cookie else "$request_id",
+            log=home / "nginx-access.log" if setup.access_log else "off",
+            tls=f"ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate}"
+            if certificate
+            else "",
+        )
+    )
+    return config
+
+
+def _haproxy(home: Path, port: int, addresses: Sequence[str], setup: Setup, certificate: Path | None) -> Path:
+    config = home / "haproxy.cfg"
+    by_cookie = f"balance hash req.cook({setup.cookie})\n  hash-type consistent"
+    config.write_text(
+        HAPROXY.format(
+            port=port,
+            servers="\n".join(f"  server s{n} {address}" for n, address in enumerate(addresses)),
+            connections=_connections(),
+            balance=by_cookie if setup.cookie else "balance random",
+            log=HAPROXY_LOG if setup.access_log else "",
+            tls=f"ssl crt {certificate}" if certificate else "",
+        )
+    )
+    return config
+
+
+def _certificate(home: Path) -> Path:
+    """A file with a new certificate and its key, as all contestants can read it."""
+    file = home / "certificate.pem"
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(file))
+    return file
 
 
 def _connections() -> int:
@@ -180,12 +269,18 @@ def _connections() -> int:
     return min(10_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 100)
 
 
-def _until_answering(port: int) -> None:
+def _get(peer: Peer, path: str) -> bytes:
+    context = ssl._create_unverified_context() if peer.tls else None  # noqa: S323 - it is only measured
+    with urllib.request.urlopen(peer.url(path), timeout=5, context=context) as answer:  # noqa: S310 - HTTP(S)
+        body: bytes = answer.read()
+        return body
+
+
+def _until_answering(peer: Peer) -> None:
     deadline = time.monotonic() + STARTS_WITHIN
     while True:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/home", timeout=1) as answer:
-                answer.read()
+            _get(peer, "/home")
             return
         except OSError:
             if time.monotonic() > deadline:
@@ -193,7 +288,11 @@ def _until_answering(port: int) -> None:
             time.sleep(0.05)
 
 
-def _addresses(port: int) -> list[str]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/lb/replicas", timeout=5) as answer:
-        replicas = json.load(answer)["message"]["replicas"]
-    return [replica["address"] for replica in replicas]
+def _addresses(peer: Peer) -> list[str]:
+    """Of our replicas, once all are up: requests are answered as soon as one is."""
+    deadline = time.monotonic() + STARTS_WITHIN
+    while True:
+        present = json.loads(_get(peer, "/lb/replicas"))["message"]["replicas"]
+        if all(replica["state"] == "up" for replica in present) or time.monotonic() > deadline:
+            return [replica["address"] for replica in present]
+        time.sleep(0.05)

@@ -1,13 +1,12 @@
 """The soak: full load for minutes, connections that come and go; memory stays flat, no file is left open.
 
-Rounds of wrk on kept connections, few and many, and on connections that end with each answer. After every
-round the load balancer's resident memory and open files are read. The first rounds fill caches and pools, so
-what they leave is the measure for the rest.
+Rounds of varied traffic on kept connections, few and many, and on connections that end with each answer.
+After every round the load balancer's resident memory and open files are read. The first rounds fill caches
+and pools, so what they leave is the measure for the rest.
 """
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.bench.contest import ContestError, check
-from analysis.bench.peers import Peer, contestants
+from analysis.bench.peers import OURS, Peer, contestants
+from analysis.bench.traffic import Traffic, short, varied
 
-ROUNDS = (("-c64",), ("-c500",), ("-c64", "-H", "Connection: close"))
-"""What each round begins wrk with, in turn."""
+ROUNDS: tuple[tuple[Traffic, int], ...] = ((varied, 64), (varied, 500), (short, 64))
+"""The traffic of each round and its connections, in turn."""
 
 SECONDS = 10
 WARM_UP = 6
@@ -55,21 +55,18 @@ def soak(peer: Peer, minutes: float) -> list[State]:
     """
     began, states, round_ = time.monotonic(), [], 0
     while time.monotonic() - began < minutes * 60 or round_ <= WARM_UP:
-        url = f"http://127.0.0.1:{peer.port}/home"
-        load = ["taskset", "-c", "1", "wrk", "-t1", f"-d{SECONDS}s", *ROUNDS[round_ % len(ROUNDS)], url]
-        done = subprocess.run(load, capture_output=True, text=True, check=True)
+        traffic, connections = ROUNDS[round_ % len(ROUNDS)]
+        outcome = traffic(peer, connections, SECONDS)
         time.sleep(QUIET)
         files = len(os.listdir(f"/proc/{peer.pid}/fd"))
         states.append(State((time.monotonic() - began) / 60, peer.memory(), files))
         round_ += 1
-        rate = next(line.split()[-1] for line in done.stdout.splitlines() if "Requests/sec" in line)
-        trouble = [line.strip() for line in done.stdout.splitlines() if "errors" in line or "Non-2xx" in line]
         now = states[-1]
-        told = [
-            f"{now.minutes:5.1f} min: {rate:>9} requests/s, {now.memory:6.1f} MiB, {files} files",
-            *trouble,
-        ]
-        print("; ".join(told), flush=True)
+        print(
+            f"{now.minutes:5.1f} min: {outcome.rate:9,.0f} requests/s, {outcome.failures} failed, "
+            f"{now.memory:6.1f} MiB, {files} files",
+            flush=True,
+        )
     return states
 
 
@@ -83,7 +80,7 @@ def main() -> int:
     except ContestError as error:
         print(f"make soak: {error}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory() as home, contestants(Path(home), 8301, core=0, other=1) as peers:
+    with tempfile.TemporaryDirectory() as home, contestants(Path(home), (OURS,)) as peers:
         states = soak(peers[0], options.minutes)
     settled, last = states[WARM_UP - 1], states[-1]
     flat = last.memory <= settled.memory * GROWTH and last.files <= settled.files

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from analysis import report
-from analysis.bench import contest
+from analysis.bench import contest, kills
 from loadbalancer.distribution import draw
 from tests.harness import LoadBalancer, free_port, replica
 
@@ -159,29 +160,77 @@ def test_peers(tmp_path: Path) -> None:
     assert rows["this, fast lane", 64]["failures"] == 0
 
 
-def test_the_bench_writes_its_tables_into_a_page(tmp_path: Path) -> None:
+def bench(*options: str) -> "subprocess.CompletedProcess[str]":
+    """The benchmark, as short as it gets; the test is skipped where its programs are not installed."""
     try:
         contest.check()
     except contest.ContestError as error:
         pytest.skip(str(error))
+    quick = ["--runs", "1", "--seconds", "1", "--connections", "8", "--many", "100", "--clients", "20"]
+    return subprocess.run(
+        [sys.executable, "-m", "analysis.bench", *quick, "--kills", "1", *options],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+
+
+def ours(text: str) -> list[list[str]]:
+    """The rows of the fast lane in all tables, cell by cell."""
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| this, fast lane")
+    ]
+
+
+def test_the_bench_writes_its_tables_into_a_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
-    quick = ["--runs", "1", "--seconds", "1", "--connections", "8", "--many", "100", "--report", str(page)]
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis.bench", *quick], capture_output=True, text=True, timeout=110
-    )
+    done = bench("--only", "varied,tail,memory,bodies", "--report", str(page))
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert text.startswith("before\n<!-- bench -->\n")
     assert text.endswith("<!-- /bench -->\nafter\n")
     assert "old" not in text
-    ours = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| this, fast lane")]
-    speed, tail, many, bodies = ([cell.strip() for cell in row] for row in ours)
-    assert int(speed[1].replace(",", "")) > 1_000
+    varied, tail, memory, bodies = ours(text)
+    assert int(varied[1].replace(",", "")) > 1_000
+    assert float(varied[4]) > 0
+    assert varied[7] == "0"
     assert 0 < float(tail[4]) < 1_000
-    assert many[1] == "0"
+    assert memory[1] == "0"
     assert float(bodies[2]) > 0
     assert float(bodies[4]) > 0
+
+
+def test_the_bench_asks_in_every_other_way_too() -> None:
+    done = bench("--only", "crowd,short,kills")
+    assert done.returncode == 0, done.stderr
+    asked_once, asked_on, short = ours(done.stdout)
+    assert 0 < float(asked_once[2]) <= float(asked_once[3]) < 10
+    assert 0 < float(asked_on[2]) < 10
+    assert int(short[1].replace(",", "")) > 100
+    assert short[7] == "0"
+    row = r"^\| (?:the sample replica|a fast one) \| 1 \| [0-9,]+ \| [0-9,]+ \| (\d+)"
+    failed = re.findall(row, done.stdout, re.MULTILINE)
+    assert len(failed) == 2
+    assert all(int(count) < kills.CLIENTS for count in failed), "some of those in flight to it, at worst"
+
+
+def test_the_bench_burdens_all_alike() -> None:
+    done = bench("--only", "laden,tls")
+    assert done.returncode == 0, done.stderr
+    speeds = ours(done.stdout)
+    assert len(speeds) == (2 if shutil.which("h2load") else 1)
+    for speed in speeds:
+        assert int(speed[1].replace(",", "")) > 100
+        assert speed[7] == "0"
+
+
+def test_a_row_that_the_bench_does_not_have_is_one_sentence() -> None:
+    done = bench("--only", "varied,speed")
+    assert done.returncode == 2
+    assert "there is no row 'speed': varied, identical," in done.stderr
 
 
 def test_a_backend_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:

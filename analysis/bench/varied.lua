@@ -1,0 +1,26 @@
+-- Requests of which no two are alike: each has a path, a query and a cookie of its own.
+-- The pieces are made once, and only joined for a request, so that wrk itself does not set the pace.
+-- Arguments: the number of the first request, and what its Connection header says (none: it has none).
+
+local digits, number, head, tail = {}, 0, "", ""
+
+function init(args)
+   for n = 0, 999 do
+      digits[n] = string.format("%03d", n)
+   end
+   number = tonumber(args[1])
+   head = " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port .. "\r\n"
+      .. "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n"
+      .. "Accept: text/html,*/*;q=0.8\r\nAccept-Language: en\r\nAccept-Encoding: gzip, deflate\r\n"
+      .. "Cookie: theme=dark; sid="
+   tail = args[2] and "\r\nConnection: " .. args[2] .. "\r\n\r\n" or "\r\n\r\n"
+end
+
+function request()
+   number = number + 1
+   local low = digits[number % 1000]
+   local middle = digits[math.floor(number / 1000) % 1000]
+   local high = digits[math.floor(number / 1000000) % 1000]
+   return "GET /items/" .. high .. middle .. low .. "?page=" .. low .. "&from=" .. middle .. high
+      .. head .. high .. low .. middle .. tail
+end
