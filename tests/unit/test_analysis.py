@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.bench import lane, traffic
 from analysis.experiments import bounded, disruption
 from analysis.experiments.a4 import noise
 from analysis.experiments.spread import chi_square_bound, figures
@@ -133,3 +134,18 @@ def test_disruption_is_what_the_rings_promise(tmp_path: object) -> None:
         assert row["left"] <= 1.2 / size
         modulo = rows["modulo N", size]
         assert modulo["joined"] == pytest.approx(size / (size + 1), abs=0.05), "nearly everything moves"
+
+
+@pytest.mark.parametrize(("client", "replica"), list(zip(lane.REQUESTS, lane.ANSWERS, strict=True)))
+def test_an_exchange_without_sockets_takes_time(client: str, replica: str) -> None:
+    assert 0 < lane.measure(lane.REQUESTS[client], lane.ANSWERS[replica], 500) < 10_000
+
+
+def test_an_exchange_that_does_not_come_through_is_not_measured() -> None:
+    with pytest.raises(RuntimeError, match=r"a client got|nothing was written"):
+        lane.measure(lane.REQUESTS["curl"], lambda n: b"no HTTP", 10)
+
+
+def test_no_two_varied_requests_are_alike() -> None:
+    assert len({traffic.request(n, "x").split(b" ")[1] for n in range(5_000)}) == 5_000
+    assert len({traffic.request(n, "x").partition(b"Cookie: ")[2] for n in range(5_000)}) == 5_000
