@@ -213,7 +213,7 @@ def _port(name: str) -> int:
 
 
 def _ours(lane: str, port: int, command: str, setup: Setup, certificate: Path | None) -> list[str]:
-    options = ["--port", str(port), "--lane", lane, "--heartbeat-path", "/", "--log-level", "info"]
+    options = ["--port", str(port), "--lane", lane, "--heartbeat-path", "/"]
     options += ["--backend", "process", "--command", command, "--replicas", str(setup.replicas)]
     if setup.cookie:
         options += ["--hash-on", f"cookie:{setup.cookie}"]

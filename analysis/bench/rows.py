@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -63,27 +62,40 @@ class Effort:
 Row = Callable[[Effort], list[str]]
 
 
-def _speed(
-    title: str,
-    load: traffic.Traffic,
-    names: Sequence[str],
-    setup: Setup,
-    connections: Sequence[int],
-    effort: Effort,
-) -> list[str]:
-    """Requests a second and CPU time: the same contest for each kind of traffic and each setup."""
-    counts = connections or effort.connections
-    results = contest.hold(effort.runs, effort.seconds, counts, effort.told, load, names, setup)
-    rows = contest.medians(results)
-    return [title, "", *(line for count in counts for line in contest.table(rows, count))]
+@dataclass(frozen=True)
+class Speed:
+    """A row on requests a second and CPU time.
+
+    Args:
+        title: What is measured, in a sentence.
+        load: The traffic.
+        names: Who takes part.
+        setup: What they are given.
+        connections: Numbers of connections; empty: those of the effort.
+    """
+
+    title: str
+    load: traffic.Traffic
+    names: Sequence[str] = BALANCERS
+    setup: Setup = PLAIN
+    connections: Sequence[int] = ()
+
+    def __call__(self, effort: Effort) -> list[str]:
+        """Measure it."""
+        counts = self.connections or effort.connections
+        results = contest.hold(
+            effort.runs, effort.seconds, counts, effort.told, self.load, self.names, self.setup
+        )
+        rows = contest.medians(results)
+        return [self.title, "", *(line for count in counts for line in contest.table(rows, count))]
 
 
 def _tls(effort: Effort) -> list[str]:
     title = "HTTP/1.1 over TLS, a path and a query of its own in each request (h2load)."
     if shutil.which("h2load") is None:
         return [f"{title} Not measured: h2load is not installed.", ""]
-    setup = Setup(tls=True)
-    return _speed(title, traffic.by_h2load, BALANCERS, setup, (TLS_CONNECTIONS,), effort)
+    row = Speed(title, traffic.by_h2load, setup=Setup(tls=True), connections=(TLS_CONNECTIONS,))
+    return row(effort)
 
 
 def _crowd(effort: Effort) -> list[str]:
@@ -192,41 +204,29 @@ def _bodies(effort: Effort) -> list[str]:
 
 
 ROWS: dict[str, Row] = {
-    "varied": partial(
-        _speed,
+    "varied": Speed(
         "Varied traffic: each request has a path, a query and a cookie of its own, each answer a header of "
         "its own.",
         traffic.varied,
         EVERYONE,
-        PLAIN,
-        (),
     ),
-    "identical": partial(
-        _speed,
+    "identical": Speed(
         "Identical traffic: the same bytes each time, but for the date of the answer.",
         traffic.identical,
         EVERYONE,
-        PLAIN,
-        (),
     ),
-    "laden": partial(
-        _speed,
+    "laden": Speed(
         "The same varied traffic, a replica chosen by a cookie, the access log on (to a file), 100 replicas.",
         traffic.varied,
-        BALANCERS,
-        ALL_OF_IT,
-        (),
+        setup=ALL_OF_IT,
     ),
     "crowd": _crowd,
     "tail": _tail,
     "tls": _tls,
-    "short": partial(
-        _speed,
+    "short": Speed(
         "Short connections: one varied request on each.",
         traffic.short,
-        BALANCERS,
-        PLAIN,
-        (SHORT_CONNECTIONS,),
+        connections=(SHORT_CONNECTIONS,),
     ),
     "kills": _kills,
     "memory": _memory,
@@ -235,12 +235,8 @@ ROWS: dict[str, Row] = {
 """What `make bench` measures."""
 
 PIECES: dict[str, Row] = {
-    "cookie": partial(
-        _speed, "Varied traffic, a replica chosen by a cookie.", traffic.varied, BALANCERS, BY_COOKIE, ()
-    ),
-    "log": partial(
-        _speed, "Varied traffic, the access log on (to a file).", traffic.varied, BALANCERS, LOGGED, ()
-    ),
-    "hundred": partial(_speed, "Varied traffic, 100 replicas.", traffic.varied, BALANCERS, HUNDRED, ()),
+    "cookie": Speed("Varied traffic, a replica chosen by a cookie.", traffic.varied, setup=BY_COOKIE),
+    "log": Speed("Varied traffic, the access log on (to a file).", traffic.varied, setup=LOGGED),
+    "hundred": Speed("Varied traffic, 100 replicas.", traffic.varied, setup=HUNDRED),
 }
 """What `laden` is made of, one by one: measured only when it is named."""
