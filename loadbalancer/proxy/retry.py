@@ -69,32 +69,37 @@ class RetryBudget:
         self._share = share
         self._always = always * window
         self._window = window
-        # For each second: when it began, requests, retries.
-        self._seconds: deque[list[float]] = deque([[clock.now, 0, 0]])
+        self._requests = 0
+        """Requests since the last look at the clock; to count one must cost next to nothing."""
+        self._looked = clock.now
+        # For each look: when it was, requests before it, retries at it.
+        self._looks: deque[list[float]] = deque()
 
     def request(self) -> None:
         """Count a request."""
-        latest = self._seconds[-1]
-        if self._clock.now - latest[0] < 1.0:
-            latest[1] += 1
-        else:
-            self._now()[1] += 1
+        self._requests += 1
 
     def withdraw(self) -> bool:
         """Take one retry out of the budget; say whether there was one left."""
-        now = self._now()
-        requests = sum(second[1] for second in self._seconds)
-        retries = sum(second[2] for second in self._seconds)
+        now = self._look()
+        requests = sum(look[1] for look in self._looks)
+        retries = sum(look[2] for look in self._looks)
         if retries >= max(self._always, self._share * requests):
             return False
         now[2] += 1
         return True
 
-    def _now(self) -> list[float]:
+    def _look(self) -> list[float]:
+        """Note the requests since the last look: of a time longer than the window, the share within it."""
         now = self._clock.now
-        seconds = self._seconds
-        if now - seconds[-1][0] >= 1.0:
-            seconds.append([now, 0, 0])
-            while now - seconds[0][0] >= self._window:
-                seconds.popleft()
-        return seconds[-1]
+        looks, window = self._looks, self._window
+        while looks and now - looks[0][0] >= window:
+            looks.popleft()
+        since = now - self._looked
+        requests = self._requests * min(1.0, window / since) if since > 0 else self._requests
+        self._requests, self._looked = 0, now
+        if looks and now - looks[-1][0] < 1.0:
+            looks[-1][1] += requests
+        else:
+            looks.append([now, requests, 0])
+        return looks[-1]

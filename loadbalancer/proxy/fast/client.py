@@ -74,7 +74,7 @@ class ClientConnection(ClientShell):
         self._id = request_id = given.decode("latin-1") if given else lane.ids.make()
         self._quick = data
         self._began = lane.clock()
-        lane.accounting.begin()
+        lane.accounting.metrics.in_flight += 1
         self.state = _ANSWER
         upstream = lane.router.first(
             lane.key(data[: -len(body)] if body else data, target, self.peer.address, request_id)
@@ -88,20 +88,19 @@ class ClientConnection(ClientShell):
         self._upstream = upstream
         self._connection = connection
         self.deadline = lane.now + self._limits.response_timeout
-        parts = (
-            head,
-            self.peer.forwarded,
-            host,
-            b"" if given else b"\r\nx-request-id: " + request_id.encode(),
-        )
-        connection.ask_quick(self, b"".join((*parts, END_OF_HEAD, body)))
+        forwarded = self.peer.forwarded
+        if given:
+            parts: tuple[bytes, ...] = (head, forwarded, host, END_OF_HEAD, body)
+        else:
+            parts = (head, forwarded, host, b"\r\nx-request-id: ", request_id.encode(), END_OF_HEAD, body)
+        connection.ask_quick(self, b"".join(parts))
 
     def quick_answered(self, answered: tuple[int, bytes]) -> None:
         """The usual answer to a usual request has come."""
         status, data = answered
         lane, upstream = self.lane, self._upstream
         self._connection = self._upstream = None
-        last = self.last
+        last = (lane.closing or self._half_closed) and self.last
         if last:
             data = data.replace(END_OF_HEAD, b"\r\nconnection: close\r\n\r\n", 1)
         self.transport.write(data)

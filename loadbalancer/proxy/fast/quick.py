@@ -10,10 +10,10 @@ the same bytes.
 import re
 from collections.abc import Callable
 from email.utils import formatdate
+from http import HTTPStatus
 
 import httptools
 
-from loadbalancer.proxy.admin_paths import is_admin_target
 from loadbalancer.proxy.fast.answer_head import BODILESS
 from loadbalancer.proxy.fast.limits import Limits
 from loadbalancer.proxy.fast.request_head import HOST
@@ -24,11 +24,13 @@ COLLECTED = 16 * 1024
 """Bytes of the longest body that is collected until the answer is whole."""
 
 REQUEST_LINE = re.compile(
-    rb"(?!HEAD )([A-Z]{3,16}) (/(?!(?:rep|add|rm)[? ]|lb[/? ])[^\x00-\x20\x7f-\xff#]*+) HTTP/1\.1\r\n"
+    rb"(?!HEAD )([A-Z]{3,16}) "
+    rb"(/(?!(?:rep|add|rm)[? ]|lb[/? ]|%|[ral][^/? ]{0,2}%)[^\x00-\x20\x7f-\xff#]*+) HTTP/1\.1\r\n"
 )
-"""Of a request that is not HEAD, and not for an admin path unless that is percent-encoded."""
+"""Of a request that is not HEAD, and whose target is no admin path, nor could be one percent-encoded."""
 
-STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9]) [^\x00-\x1f\x7f]+\r\n")
+STATUS_LINES = {b"HTTP/1.1 %d " % status: int(status) for status in HTTPStatus if status >= HTTPStatus.OK}
+"""The beginnings of status lines, as far as the reason phrase; other statuses go the general way."""
 
 
 def _meant(names: bytes, initials: bytes) -> re.Pattern[bytes]:
@@ -81,6 +83,8 @@ IN_ANSWERS = _spelled(
         b"keep-alive": CUT,
     }
 )
+
+CR = ord("\r")
 
 _KEEP_ALIVE = frozenset({b"keep-alive", b"Keep-Alive"})
 
@@ -164,7 +168,6 @@ def read_request(data: bytes, limits: Limits, *, trusted: bool) -> QuickRequest 
         or len(target) > limits.target
         # A header has four bytes at least.
         or (end > 4 * limits.headers and data.count(b"\n", 0, end) - 2 > limits.headers)
-        or (b"%" in target and is_admin_target(target))
     ):
         return None
     size = len(data)
@@ -206,17 +209,14 @@ def read_answer(data: bytes) -> tuple[int, bytes] | bool:
         The status, and the answer as a client gets it. True: it is the beginning of a usual answer with a
         short body, and the rest has yet to come. False: it must go the general way.
     """
-    line = STATUS_LINE.match(data)
-    if line is None:
-        return False
+    status = STATUS_LINES.get(data[:13])
     end = data.find(b"\r\n\r\n") + 4
-    if end < 4:
+    if status is None or end < 4 or data[13] == CR:
         return False
-    status = int(line[1])
     answer = data
     length = -1
     dated = False
-    for cut, name, value in ANSWER_HEADERS.findall(data, line.end() - 1, end - 3):
+    for cut, name, value in ANSWER_HEADERS.findall(data, 13, end - 3):
         role = IN_ANSWERS.get(name)
         if role is LENGTH and length < 0 and value.isdigit() and len(value) < 10:
             length = int(value)
