@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 
 import structlog
@@ -24,7 +24,7 @@ from loadbalancer.fleet.backends.process import ProcessBackend
 from loadbalancer.fleet.fleet import Fleet
 from loadbalancer.fleet.heartbeat import Prober
 from loadbalancer.fleet.timing import Timing
-from loadbalancer.listening import bind
+from loadbalancer.listening import BACKLOG, bind, resolve
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.routing.ring import capacity
 from loadbalancer.routing.snapshot import snapshot_maker
@@ -36,6 +36,7 @@ from loadbalancer.telemetry.journal import Journal
 from loadbalancer.telemetry.logs import configure as configure_logs
 from loadbalancer.telemetry.metrics import Metrics
 from loadbalancer.tls import Certificate, CertificateError
+from loadbalancer.workers.succession import claim, name_for
 
 log = structlog.get_logger("loadbalancer")
 
@@ -62,25 +63,37 @@ def _allow_many_files() -> None:
 
 
 async def _serve(settings: Settings) -> int:
-    with ExitStack() as stack:
+    shutdown = Shutdown()
+    with closing(shutdown), ExitStack() as stack:
         try:
-            listeners = stack.enter_context(bind(settings.host, settings.port, settings.workers))
+            address = await shutdown.unless_out_of_time(resolve(settings.host, settings.port), 0)
+            if address is None:
+                return _stopped()
+            listeners = stack.enter_context(bind(address, settings.workers))
+            held = stack.enter_context(claim(name_for(address.sockaddr))) if settings.workers > 1 else None
         except OSError as error:
             where = authority(settings.host, settings.port)
             return _fail(f"cannot listen on {where}: {error.strerror}")
-        shutdown = Shutdown()
         try:
             certificate = _certificate(settings)
             async with _build(settings, shutdown, certificate) as parts:
-                listeners.listen()
-                log.info(
-                    "serving",
-                    url=f"{'https' if certificate else 'http'}://{authority(settings.host, settings.port)}",
-                    backend=parts.backend.name,
-                )
-                await parts.front.serve(listeners, shutdown)
+                if not shutdown.asked.is_set():
+                    for listener in listeners:
+                        listener.listen(BACKLOG)
+                    _log_serving(settings, parts.backend)
+                    await parts.front.serve(listeners, held, shutdown)
         except (BackendError, CertificateError) as error:
             return _fail(str(error))
+    return _stopped()
+
+
+def _log_serving(settings: Settings, backend: Backend) -> None:
+    scheme = "https" if settings.tls_cert else "http"
+    url = f"{scheme}://{authority(settings.host, settings.port)}"
+    log.info("serving", url=url, backend=backend.name)
+
+
+def _stopped() -> int:
     log.info("stopped")
     return 0
 
@@ -130,7 +143,8 @@ async def _build(
         admin = create_admin(fleet, metrics, events, settings.admin_token)
         accounting = Accounting(metrics, access_log=settings.access_log)
         try:
-            await fleet.open()
+            # Time enough in all but the worst case: what is half opened may leave something behind.
+            await shutdown.unless_out_of_time(fleet.open(), settings.stop_timeout)
             yield _Parts(
                 backend, Front(settings, fleet.publication, accounting, admin, events.close, certificate)
             )

@@ -1,4 +1,4 @@
-"""A worker's picture of the fleet, as the control plane has told it, and what it tells in return."""
+"""A worker's picture of the fleet, as the control plane describes it, and the worker's reports in return."""
 
 import asyncio
 import random
@@ -9,15 +9,12 @@ from loadbalancer.routing.snapshot import snapshot_maker
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.metrics import Metrics
-from loadbalancer.workers.messages import Account, Member, Released, Report, Rotation, Tell
-
-SIGN_OF_LIFE = 1.0
-"""Seconds after which a report goes out even if there is no news."""
+from loadbalancer.workers.messages import SIGN_OF_LIFE, Member, MemberReport, Released, Report, Rotation, Send
 
 
 @dataclass(slots=True)
-class _Stay:
-    """A member's stay in rotation: what was reported of it, and what has failed since."""
+class _Lease:
+    """An upstream that the worker may use: the counts at the last report, and the failures since."""
 
     upstream: Upstream
     in_flight: int = 0
@@ -27,21 +24,21 @@ class _Stay:
 
 
 class Follower:
-    """Publishes snapshots of what the control plane says.
+    """Publishes snapshots of the rotation that the control plane sends.
 
     Args:
         settings: Policy and ring.
-        metrics: What the lane counts.
-        tell: Sends a message to the control plane.
+        metrics: Where the lane counts.
+        send: Sends a notice to the control plane.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, tell: Tell) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, send: Send) -> None:
         self._make = snapshot_maker(settings.policy, settings.ring, settings.load_factor, random.Random())
         self.publication = Publication(self._make(()), lambda: self._hopeful)
-        """What the lane reads."""
+        """The snapshots that the lane reads."""
         self._metrics = metrics
-        self._tell = tell
-        self._stays: dict[int, _Stay] = {}
+        self._send = send
+        self._leases: dict[int, _Lease] = {}
         self._present: list[int] = []
         self._reported_at = 0.0
         self._reported_in_flight = 0
@@ -49,87 +46,87 @@ class Follower:
         self._hopeful = False
 
     def follow(self, rotation: Rotation) -> None:
-        """Take over who is in rotation.
+        """Use another rotation.
 
         Args:
-            rotation: What the control plane says.
+            rotation: As the control plane has sent it.
         """
         self._hopeful = rotation.hopeful
         leaving = set(self._present) - {member.id for member in rotation.members}
         present = [member.id for member in rotation.members]
         for member in rotation.members:
-            if member.id not in self._stays:
-                self._stays[member.id] = self._arrival(member)
-            self._stays[member.id].upstream.share = member.share
+            if member.id not in self._leases:
+                self._leases[member.id] = self._begin_lease(member)
+            self._leases[member.id].upstream.share = member.share
         if present != self._present:
             self._present = present
-            self.publication.publish(self._make([self._stays[id].upstream for id in present]))
+            self.publication.publish(self._make([self._leases[id].upstream for id in present]))
         for id in leaving:
-            self._stays[id].upstream.retire()
+            self._leases[id].upstream.retire()
 
     def report(self, now: float) -> None:
-        """Tell what there is to tell.
+        """Send a report, if there is news or a sign of life is due.
 
         Args:
             now: The loop's time.
         """
-        accounts = [account for id, stay in self._stays.items() if (account := self._account(id, stay))]
+        members = [report for id, lease in self._leases.items() if (report := self._member_report(id, lease))]
         counts = self._metrics.take()
         in_flight = self._metrics.in_flight
-        news = accounts or counts.requests or in_flight != self._reported_in_flight
+        news = members or counts.requests or in_flight != self._reported_in_flight
         if not news and now - self._reported_at < SIGN_OF_LIFE:
             return
         self._reported_at, self._reported_in_flight = now, in_flight
-        self._tell(
+        self._send(
             Report(
                 in_flight=in_flight,
                 requests=counts.requests,
                 latency=counts.latency,
                 seconds=counts.seconds,
-                accounts=accounts,
+                members=members,
             )
         )
 
-    def _arrival(self, member: Member) -> _Stay:
+    def _begin_lease(self, member: Member) -> _Lease:
         upstream = Upstream(member.hostname, member.number, member.host, member.port, member.weight)
-        stay = _Stay(upstream)
+        lease = _Lease(upstream)
 
         def failed(in_a_row: int) -> None:
-            stay.failed += 1
+            lease.failed += 1
             self._report_soon()
 
         def refused() -> None:
-            stay.refused += 1
+            lease.refused += 1
             self._report_soon()
 
         upstream.on_failed, upstream.on_refused = failed, refused
 
         def retired() -> None:
-            # Soon, not at once: what ended last has yet to be counted.
+            # In the next turn of the loop: the last request is yet to be counted.
             asyncio.get_running_loop().call_soon(self._release, member.id)
 
         upstream.on_retired.append(retired)
-        return stay
+        return lease
 
-    def _account(self, id: int, stay: _Stay) -> Account | None:
-        upstream = stay.upstream
-        account = Account(
+    def _member_report(self, id: int, lease: _Lease) -> MemberReport | None:
+        upstream = lease.upstream
+        member = MemberReport(
             id=id,
             in_flight=upstream.in_flight,
-            answered=upstream.answered - stay.answered,
-            failed=stay.failed,
+            answered=upstream.answered - lease.answered,
+            failed=lease.failed,
             failing=upstream.failures,
-            refused=stay.refused,
+            refused=lease.refused,
         )
-        same = upstream.in_flight == stay.in_flight
-        if same and not (account.answered or account.failed or account.refused):
+        same = upstream.in_flight == lease.in_flight
+        if same and not (member.answered or member.failed or member.refused):
             return None
-        stay.in_flight, stay.answered = upstream.in_flight, upstream.answered
-        stay.failed = stay.refused = 0
-        return account
+        lease.in_flight, lease.answered = upstream.in_flight, upstream.answered
+        lease.failed = lease.refused = 0
+        return member
 
     def _report_soon(self) -> None:
-        """What is wrong with a replica must not wait; many of them may fail in one moment."""
+        """Report a failure in this turn of the loop; many failures of one turn share a report."""
         if not self._soon:
             self._soon = True
             asyncio.get_running_loop().call_soon(self._report_now)
@@ -140,5 +137,5 @@ class Follower:
 
     def _release(self, id: int) -> None:
         self._report_now()
-        del self._stays[id]
-        self._tell(Released(id=id))
+        del self._leases[id]
+        self._send(Released(id=id))

@@ -1,41 +1,73 @@
-"""What the control plane and its workers tell each other: one JSON object a line, over a pair of sockets."""
+"""The messages between the control plane and its workers: one JSON object a line, over a pair of sockets."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from loadbalancer.tls import KeyPair
 
 MAX_LINE = 16 << 20
 """Bytes of the longest message: a rotation of a thousand replicas has about 150,000."""
 
 PULSE = 0.1
-"""Seconds after which what has changed is told at the latest, either way."""
+"""Seconds within which either side sends what has changed."""
 
-SILENCE = 10
-"""Seconds after which a worker that has told nothing is taken for stuck; reports are due each second."""
+SIGN_OF_LIFE = 0.25
+"""Seconds within which a worker sends a report, even if there is no news."""
 
 
-class Begin(BaseModel):
-    """First of all: what a worker has to know.
+class Message(BaseModel):
+    """One line. Errors about it do not quote it, because it may hold a private key."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+
+class Pem(Message):
+    """A certificate and its key, as the control plane holds them.
+
+    Args:
+        cert: PEM text, one character for each byte.
+        key: PEM text, one character for each byte.
+    """
+
+    cert: str = Field(repr=False)
+    key: str = Field(repr=False)
+
+    @classmethod
+    def of(cls, pair: KeyPair) -> Self:
+        """The message that carries a pair."""
+        return cls(cert=pair.cert.decode("latin-1"), key=pair.key.decode("latin-1"))
+
+    def pair(self) -> KeyPair:
+        """The pair that the message carries."""
+        return KeyPair(self.cert.encode("latin-1"), self.key.encode("latin-1"))
+
+
+class Begin(Message):
+    """The first command: what a worker has to know.
 
     Args:
         settings: The options, without secrets.
         admin: Path of the Unix socket on which the admin application listens.
-        succession: Where a successor of the control plane will say that it serves; empty: nobody survives it.
+        succession: Name of the socket on which a successor of the control plane will answer; empty: the
+            worker does not outlive its control plane.
+        certificate: The certificate that clients are served with; None: plain HTTP.
     """
 
     kind: Literal["begin"] = "begin"
     settings: dict[str, Any]
     admin: str
     succession: str
+    certificate: Pem | None
 
 
-class Member(BaseModel):
+class Member(Message):
     """An upstream in rotation.
 
     Args:
-        id: Of this stay in rotation: one that comes back gets another.
-        share: Which part of its requests it takes.
+        id: Number of the worker's lease of it: an upstream that comes back gets another lease.
+        share: Fraction of its normal share of requests that it accepts.
     """
 
     id: int
@@ -47,43 +79,64 @@ class Member(BaseModel):
     share: float
 
 
-class Rotation(BaseModel):
-    """Who is in rotation from now on, and whether anybody is to come."""
+class Rotation(Message):
+    """The upstreams in rotation from now on.
+
+    Args:
+        hopeful: Whether there will be a replica in rotation by and by.
+        members: The upstreams.
+    """
 
     kind: Literal["rotation"] = "rotation"
     hopeful: bool
     members: list[Member]
 
 
-class Reload(BaseModel):
-    """Read the certificate again."""
+class Accept(Message):
+    """Accept connections from these listening sockets, and from no others.
 
-    kind: Literal["reload"] = "reload"
+    Args:
+        listeners: Indices into the sockets that the worker was started with.
+    """
+
+    kind: Literal["accept"] = "accept"
+    listeners: list[int]
 
 
-class Drain(BaseModel):
-    """Take no more connections, let requests in flight end, and end."""
+class Renew(Message):
+    """Use another certificate for the connections that come from now on."""
+
+    kind: Literal["renew"] = "renew"
+    certificate: Pem
+
+
+class Drain(Message):
+    """Take no more connections, let requests in flight end, and end.
+
+    Args:
+        patience: Seconds for the requests in flight.
+    """
 
     kind: Literal["drain"] = "drain"
     patience: float
 
 
-class Ready(BaseModel):
-    """Clients are served."""
+class Ready(Message):
+    """The worker serves clients."""
 
     kind: Literal["ready"] = "ready"
 
 
-class Account(BaseModel):
-    """What has become of the requests to one member since the last report.
+class MemberReport(Message):
+    """What has become of the requests to one upstream since the last report.
 
     Args:
-        id: The member's.
+        id: Number of the lease.
         in_flight: Requests in flight, now.
         answered: Answers below 500.
-        failed: Answers of 500 and above, and none in time.
+        failed: Answers of 500 and above, and requests without an answer in time.
         failing: How many of those were the latest, in a row.
-        refused: Connections that were not accepted.
+        refused: Connections that the replica did not accept.
     """
 
     id: int
@@ -94,15 +147,15 @@ class Account(BaseModel):
     refused: int
 
 
-class Report(BaseModel):
-    """What a worker has counted since the last one; also its sign of life.
+class Report(Message):
+    """What a worker has counted since the last report; also its sign of life.
 
     Args:
-        in_flight: Requests in flight, now, those that have no member yet included.
-        requests: Replica, status and how many.
-        latency: How many in each bucket of the histogram.
-        seconds: That they took together.
-        accounts: Of members about whom there is news.
+        in_flight: Requests in flight, now; this includes requests that wait for a replica.
+        requests: Replica, status and number of requests.
+        latency: Number of requests in each bucket of the histogram.
+        seconds: Their durations together.
+        members: The upstreams about which there is news.
     """
 
     kind: Literal["report"] = "report"
@@ -110,30 +163,36 @@ class Report(BaseModel):
     requests: list[tuple[str, int, int]]
     latency: list[int]
     seconds: float
-    accounts: list[Account]
+    members: list[MemberReport]
 
 
-class Released(BaseModel):
-    """A member that left the rotation has nothing in flight any more, nor a connection."""
+class Released(Message):
+    """A lease has ended: the upstream has left, and the worker has no request and no connection to it.
+
+    Args:
+        id: Number of the lease.
+    """
 
     kind: Literal["released"] = "released"
     id: int
 
 
-Order = Annotated[Begin | Rotation | Reload | Drain, Field(discriminator="kind")]
-News = Annotated[Ready | Report | Released, Field(discriminator="kind")]
+Command = Begin | Rotation | Accept | Renew | Drain
+"""What the control plane sends."""
 
-orders: TypeAdapter[Begin | Rotation | Reload | Drain] = TypeAdapter(Order)
-"""Reads what a worker is told."""
+Notice = Ready | Report | Released
+"""What a worker sends."""
 
-news: TypeAdapter[Ready | Report | Released] = TypeAdapter(News)
-"""Reads what a worker tells."""
+commands: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
+"""Reads a command."""
+
+notices: TypeAdapter[Notice] = TypeAdapter(Annotated[Notice, Field(discriminator="kind")])
+"""Reads a notice."""
+
+Send = Callable[[Message], None]
+"""Sends a message; never waits."""
 
 
-Tell = Callable[[BaseModel], None]
-"""Sends a message."""
-
-
-def line(message: BaseModel) -> bytes:
+def line(message: Message) -> bytes:
     """A message as it is sent."""
     return message.model_dump_json().encode() + b"\n"

@@ -1,8 +1,10 @@
-"""The worker process: a fast lane that is fed by the control plane. Started by `crew`, with two sockets.
+"""The worker process: a fast lane that the control plane directs. `handle` starts it, with its channel and
+the listening sockets of all workers.
 
 It ignores the signals that are meant for the whole load balancer: the control plane tells it when to end.
-When that is gone without a word, it goes on for as long as its replicas do: with containers, until a
-successor serves; with processes, which end with their parent, it ends too.
+When the control plane is gone without a word, the worker goes on for as long as its replicas do. Containers
+go on, so the worker serves until a successor of the control plane does. Processes end with their control
+plane, and the worker ends too.
 """
 
 import asyncio
@@ -10,11 +12,10 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import structlog
 import uvloop
-from pydantic import BaseModel
 
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.asgi.http2 import Http2, open_http2
@@ -27,87 +28,147 @@ from loadbalancer.telemetry.metrics import Metrics
 from loadbalancer.tls import Certificate
 from loadbalancer.workers import messages
 from loadbalancer.workers.follower import Follower
-from loadbalancer.workers.messages import MAX_LINE, PULSE
+from loadbalancer.workers.messages import MAX_LINE, PULSE, Message
 from loadbalancer.workers.succession import successor
 
 log = structlog.get_logger("loadbalancer.workers")
 
 
-def main() -> None:
-    """Serve until told to end."""
+def main() -> int:
+    """Serve until told to end.
+
+    Returns:
+        The exit status: 1 after an error of ours, which is in the log with its trace.
+    """
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    channel, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_work(channel, listener))
+    configure_logs("auto", "info")  # until the options are known
+    channel, *listeners = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_work(channel, listeners))
+    except Exception:
+        log.exception("worker failed")
+        return 1
+    return 0
 
 
-async def _work(channel: socket.socket, listener: socket.socket) -> None:
+async def _work(channel: socket.socket, listeners: Sequence[socket.socket]) -> None:
     reader, writer = await asyncio.open_connection(sock=channel, limit=MAX_LINE)
     try:
-        begin = messages.Begin.model_validate_json(await reader.readline())
+        first = await reader.readline()
+        if not first:
+            return  # the control plane has ended meanwhile
+        begin = messages.Begin.model_validate_json(first)
         settings = _share(Settings.model_validate(begin.settings))
         configure_logs(settings.log_format, settings.log_level)
 
-        def tell(message: BaseModel) -> None:
+        def send(message: Message) -> None:
             if not writer.is_closing():
                 writer.write(messages.line(message))
 
         metrics = Metrics()
-        follower = Follower(settings, metrics, tell)
+        follower = Follower(settings, metrics, send)
         accounting = Accounting(metrics, access_log=settings.access_log)
-        certificate = Certificate.of(settings)
+        certificate = Certificate(begin.certificate.pair()) if begin.certificate else None
         async with (
             _http2(follower.publication, settings, accounting, begin.admin, certificate) as http2,
             FastLane(follower.publication, settings, accounting, begin.admin, http2) as lane,
+            _reports(follower),
         ):
-            reporting = asyncio.create_task(_report(follower))
-            try:
-                await _obey(reader, lane, follower, listener, certificate, tell)
-                if begin.succession and not lane.closing:
-                    log.warning("the control plane has gone: serving on until another takes over")
-                    if not await successor(begin.succession):
-                        log.error("no other control plane has taken over")
-                if not lane.closing and begin.succession:
-                    await lane.drain(settings.drain_timeout)
-            finally:
-                reporting.cancel()
-            follower.report(asyncio.get_running_loop().time())
+            front = _Front(lane, listeners, certificate)
+            await _obey(reader, front, follower, send)
+            if begin.succession and not lane.closing:
+                front.let_go_of_spares()
+                log.warning("the control plane has gone: serving on until another takes over")
+                if not await successor(begin.succession):
+                    log.error("no other control plane has taken over")
+                await front.drain(settings.drain_timeout)
     finally:
         writer.close()
 
 
-async def _obey(
-    reader: asyncio.StreamReader,
-    lane: FastLane,
-    follower: Follower,
-    listener: socket.socket,
-    certificate: Certificate | None,
-    tell: messages.Tell,
-) -> None:
+class _Front:
+    """The listening sockets, and the lane that accepts connections from some of them.
+
+    Args:
+        lane: Serves the connections.
+        listeners: The sockets of all workers.
+        certificate: What clients are served with; None: plain HTTP.
+    """
+
+    def __init__(
+        self, lane: FastLane, listeners: Sequence[socket.socket], certificate: Certificate | None
+    ) -> None:
+        self.lane = lane
+        self._listeners = list(listeners)
+        self._certificate = certificate
+        self._accepting: dict[int, socket.socket] = {}
+
+    async def accept(self, indices: Sequence[int]) -> None:
+        """Accept from these sockets, and from no others."""
+        for index in self._accepting.keys() - set(indices):
+            self.lane.stop_listening(self._accepting.pop(index))
+        for index in indices:
+            if index not in self._accepting:
+                # The lane closes the sockets that it is given, and this one may be wanted again.
+                self._accepting[index] = self._listeners[index].dup()
+                context = self._certificate.context if self._certificate else None
+                await self.lane.listen(self._accepting[index], context)
+
+    def renew(self, certificate: messages.Pem) -> None:
+        """Use another certificate for the connections that come from now on."""
+        if self._certificate is not None:
+            self._certificate.replace(certificate.pair())
+
+    def let_go_of_spares(self) -> None:
+        """Keep only what is accepted from: a socket that stays open gets connections, served or not."""
+        while self._listeners:
+            self._listeners.pop().close()
+
+    async def drain(self, patience: float) -> None:
+        """Take no more connections, and return when the requests in flight have ended."""
+        self.let_go_of_spares()
+        await self.lane.drain(patience)
+
+
+async def _obey(reader: asyncio.StreamReader, front: _Front, follower: Follower, send: messages.Send) -> None:
     """Do what the control plane says, until it has nothing more to say."""
-    listening = False
+    ready = False
     with contextlib.suppress(ConnectionError):
         while line := await reader.readline():
-            order = messages.orders.validate_json(line)
-            if isinstance(order, messages.Rotation):
-                follower.follow(order)
-                if not listening:
-                    listening = True
-                    await lane.listen(listener, certificate.context if certificate else None)
-                    tell(messages.Ready())
-            elif isinstance(order, messages.Reload) and certificate is not None:
-                certificate.reload()
-            elif isinstance(order, messages.Drain):
-                await lane.drain(order.patience)
+            command = messages.commands.validate_json(line)
+            if isinstance(command, messages.Rotation):
+                follower.follow(command)
+            elif isinstance(command, messages.Accept):
+                await front.accept(command.listeners)
+                if not ready:
+                    ready = True
+                    send(messages.Ready())
+            elif isinstance(command, messages.Renew):
+                front.renew(command.certificate)
+            elif isinstance(command, messages.Drain):
+                await front.drain(command.patience)
                 return
 
 
-async def _report(follower: Follower) -> None:
+@contextlib.asynccontextmanager
+async def _reports(follower: Follower) -> AsyncIterator[None]:
+    """Send reports for as long as a `with` block lasts, and a last one at its end."""
     loop = asyncio.get_running_loop()
-    while True:
-        await asyncio.sleep(PULSE)
-        follower.report(loop.time())
+
+    async def report() -> None:
+        while True:
+            await asyncio.sleep(PULSE)
+            follower.report(loop.time())
+
+    async with asyncio.TaskGroup() as tasks:
+        reporting = tasks.create_task(report(), name="reports")
+        try:
+            yield
+        finally:
+            reporting.cancel()
+    follower.report(loop.time())
 
 
 @contextlib.asynccontextmanager
@@ -129,7 +190,7 @@ async def _http2(
 
 
 def _share(settings: Settings) -> Settings:
-    """This worker's share of what is bounded in all, rounded up."""
+    """This worker's share of the bounds that hold for all workers together, rounded up."""
     shared = {
         name: -(-getattr(settings, name) // settings.workers) for name in ("queue_size", "max_connections")
     }
@@ -137,4 +198,4 @@ def _share(settings: Settings) -> Settings:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,7 @@
 """Workers outlive a control plane that is killed, and make way for its successor."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,27 @@ def test_the_control_plane_is_killed_and_started_again_without_a_lost_request(fl
             eventually(lambda: len(statuses) >= enough, "the successor's workers answer")
         assert set(statuses) == {200}
         assert {name: state["id"] for name, state in lb.state().items()} == before
+
+
+def test_a_worker_that_dies_without_a_control_plane_takes_its_part_of_the_port_along(fleet: str) -> None:
+    with LoadBalancer("--backend", "docker", "--fleet", fleet, "--workers", "2", replicas=2) as lb:
+        lb.wait_for("workers ready")
+        orphans = workers(lb)
+        lb.process.kill()
+        lb.process.wait()
+        lb.wait_for("the control plane has gone: serving on until another takes over", 2)
+        os.kill(orphans[0], signal.SIGKILL)
+        eventually(lambda: not Path(f"/proc/{orphans[0]}").exists(), "it has ended")
+        for _ in range(40):
+            assert request(lb.port, "GET", "/home", timeout=5).status == 200
+        lb.start()
+
+
+@pytest.mark.parametrize("after", ["replica starting", "serving"])
+def test_sigterm_while_containers_start_leaves_none(fleet: str, after: str) -> None:
+    """The fixture of the fleet looks for what is left."""
+    lb = LoadBalancer("--backend", "docker", "--fleet", fleet, "--workers", "2", replicas=0)
+    lb._argv[lb._argv.index("--replicas") + 1] = "3"  # do not wait until they are up
+    with lb:
+        lb.wait_for(after)
+        assert lb.stop() == 0

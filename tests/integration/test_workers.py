@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,19 @@ import pytest
 
 from tests.harness import LoadBalancer, Reply, eventually, replica, request
 from tests.integration.test_tls import Issued, speak_http1, speak_http2
+
+SABOTAGE = """\
+import os, socket, sys
+
+if "loadbalancer.workers.worker" in sys.orig_argv:
+    if os.path.exists(os.environ["SABOTAGE"] + "/exit"):
+        os._exit(3)
+    if os.path.exists(os.environ["SABOTAGE"] + "/raise"):
+        def dup(self):
+            raise RuntimeError("out of luck")
+        socket.socket.dup = dup
+"""
+"""`sitecustomize`: workers end at their start, or fail, while a file of that name is there."""
 
 ODD = ("--command", replica("odd"), "--workers", "2")
 
@@ -34,6 +49,27 @@ def workers(lb: LoadBalancer) -> list[int]:
     return [
         int(child) for child in children if b"workers.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
+
+
+@contextmanager
+def sabotaged(folder: Path, *options: str) -> Iterator[LoadBalancer]:
+    """A load balancer whose workers cannot start while `folder` has a file `exit` or `raise`."""
+    (folder / "sitecustomize.py").write_text(SABOTAGE)
+    env = {"PYTHONPATH": str(folder), "SABOTAGE": str(folder)}
+    with LoadBalancer(*ODD, *options, replicas=2, env=env) as lb:
+        lb.wait_for("workers ready")
+        yield lb
+
+
+def accepting(pid: int) -> int:
+    """From how many listening sockets a worker accepts: it holds those twice."""
+    links = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.append(os.readlink(descriptor))
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return sum(count == 2 for link, count in Counter(links).items() if link.startswith("socket:"))
 
 
 def counted(lb: LoadBalancer) -> int:
@@ -131,7 +167,7 @@ def test_a_worker_that_dies_is_replaced_and_its_books_are_closed(lb: LoadBalance
     first, second = workers(lb)
     os.kill(first, signal.SIGKILL)
     record = lb.wait_for("worker lost")
-    assert record["reason"] == "ended with status -9"
+    assert record["reason"] == "was killed by signal 9 (SIGKILL)"
     for _ in range(20):
         assert lb.call("GET", "/x").status == 200, "whoever it falls to, it is answered"
     eventually(lambda: len(workers(lb)) == 2, "there are two again")
@@ -157,13 +193,98 @@ def test_they_serve_while_the_control_plane_stands_still(lb: LoadBalancer) -> No
     assert workers(lb) == before, "nobody is taken for stuck because the control plane was"
 
 
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGSEGV, "was killed by signal 11 (SIGSEGV)"),
+        (signal.SIGRTMIN + 1, f"was killed by signal {signal.SIGRTMIN + 1}"),
+    ],
+)
+def test_the_signal_that_killed_a_worker_is_named(lb: LoadBalancer, number: int, reason: str) -> None:
+    os.kill(workers(lb)[0], number)
+    assert lb.wait_for("worker lost")["reason"] == reason
+
+
+def test_a_worker_that_cannot_start_leaves_no_part_of_the_port_without_service(tmp_path: Path) -> None:
+    with sabotaged(tmp_path) as lb:
+        killed, other = workers(lb)
+        assert (accepting(killed), accepting(other)) == (1, 1)
+        (tmp_path / "exit").touch()
+        os.kill(killed, signal.SIGKILL)
+        lb.wait_for("worker lost", 2)
+        for _ in range(40):  # each falls to one socket or the other
+            assert request(lb.port, "GET", "/x", timeout=2).status == 200
+        assert lb.wait_for("worker lost", 2)["reason"] == "ended with status 3"
+        assert accepting(other) == 2
+        (tmp_path / "exit").unlink()
+        eventually(lambda: len(workers(lb)) == 2, "there are two again")
+        eventually(lambda: accepting(other) == 1, "the socket is given back")
+        replacement = next(pid for pid in workers(lb) if pid != other)
+        assert accepting(replacement) == 1
+
+
+def test_an_error_of_ours_in_a_worker_is_logged_with_its_trace(tmp_path: Path) -> None:
+    with sabotaged(tmp_path) as lb:
+        (tmp_path / "raise").touch()
+        os.kill(workers(lb)[0], signal.SIGKILL)
+        assert "out of luck" in str(lb.wait_for("worker failed")["exception"])
+        assert lb.wait_for("worker lost", 2)["reason"] == "ended with status 1"
+        (tmp_path / "raise").unlink()
+        assert not [record for record in lb.records if "Traceback" in record["event"]]
+
+
+def test_connections_that_wait_for_a_worker_that_dies_are_served_by_another(tmp_path: Path) -> None:
+    with sabotaged(tmp_path) as lb:
+        (tmp_path / "exit").touch()
+        victim = workers(lb)[0]
+        os.kill(victim, signal.SIGSTOP)  # what comes now waits in the kernel
+        waiting = [socket.create_connection(("127.0.0.1", lb.port), timeout=20) for _ in range(40)]
+        os.kill(victim, signal.SIGKILL)
+        for connection in waiting:
+            connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        for connection in waiting:
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            connection.close()
+        (tmp_path / "exit").unlink()
+
+
+def test_a_worker_that_is_stuck_holds_new_connections_up_for_a_moment_only(lb: LoadBalancer) -> None:
+    before = workers(lb)
+    stuck, other = before
+    os.kill(stuck, signal.SIGSTOP)
+    began = time.monotonic()
+    waiting = [socket.create_connection(("127.0.0.1", lb.port), timeout=20) for _ in range(40)]
+    for connection in waiting:
+        connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    for connection in waiting:
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        connection.close()
+    assert time.monotonic() - began < 8, "well before the worker is taken for stuck"
+    lb.wait_for("worker silent")
+    assert accepting(other) == 2
+    os.kill(stuck, signal.SIGCONT)
+    lb.wait_for("worker heard again")
+    eventually(lambda: accepting(other) == 1, "the socket is given back")
+    assert workers(lb) == before
+    assert lb.call("GET", "/x").status == 200
+
+
 def test_a_worker_that_is_stuck_is_replaced(lb: LoadBalancer) -> None:
     stuck = workers(lb)[0]
     os.kill(stuck, signal.SIGSTOP)
-    assert lb.wait_for("worker lost")["reason"] == "was silent for 10 s"
+    assert lb.wait_for("worker lost")["reason"] == "was silent for 10 s, and was killed"
     eventually(lambda: len(workers(lb)) == 2, "there are two again")
     assert stuck not in workers(lb)
     assert lb.call("GET", "/x").status == 200
+
+
+def test_a_stuck_worker_does_not_hold_the_end_up_for_longer_than_the_drain() -> None:
+    with LoadBalancer(*ODD, "--drain-timeout", "0.5", replicas=1) as lb:
+        lb.wait_for("workers ready")
+        os.kill(workers(lb)[0], signal.SIGSTOP)
+        began = time.monotonic()
+        assert lb.stop() == 0
+        assert time.monotonic() - began < 8, "well before the worker is taken for stuck"
 
 
 def test_sigterm_lets_them_finish(lb: LoadBalancer) -> None:
@@ -218,9 +339,40 @@ def test_https_by_workers(tmp_path: Path) -> None:
         assert b'"N": 1' in answers["/rep"][1]
         issued.renew()
         lb.process.send_signal(signal.SIGHUP)
-        lb.wait_for("certificate reloaded", 2)
-        for _ in range(10):
+        lb.wait_for("certificate reloaded")
+
+        def is_renewed() -> bool:
+            """Whether both workers, most likely, have the new certificate."""
+            try:
+                return all(
+                    speak_http1(issued.connect(lb.port), "/rep").startswith("HTTP/1.1 200") for _ in range(20)
+                )
+            except ssl.SSLCertVerificationError:
+                return False
+
+        eventually(is_renewed, "every connection gets the new certificate")
+
+
+def test_workers_get_the_certificate_that_was_good_when_the_files_have_become_bad(tmp_path: Path) -> None:
+    issued = Issued(tmp_path)
+    secret = issued.key.read_text().splitlines()[1]
+    with LoadBalancer(*issued.options, *ODD, replicas=1) as lb:
+        lb.wait_for("workers ready")
+        issued.cert.write_text("no certificate")
+        issued.key.unlink()
+        lb.process.send_signal(signal.SIGHUP)
+        lb.wait_for("certificate not reloaded")
+        before = workers(lb)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        lb.wait_for("worker lost", 2)
+        eventually(lambda: len(workers(lb)) == 2 and not set(workers(lb)) & set(before), "both are replaced")
+        for _ in range(20):
             assert speak_http1(issued.connect(lb.port), "/rep").startswith("HTTP/1.1 200")
+        eventually(lambda: [accepting(pid) for pid in workers(lb)] == [1, 1], "each serves its own socket")
+        assert len([r for r in lb.records if r["event"] == "certificate not reloaded"]) == 1
+        assert len([r for r in lb.records if r["event"] == "worker lost"]) == 2
+        assert secret not in str(lb.records)
 
 
 def test_they_are_for_the_fast_lane() -> None:

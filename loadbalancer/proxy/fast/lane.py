@@ -99,7 +99,7 @@ class FastLane:
         self._refused: set[ClientShell] = set()
         self._from_address: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._acceptors: list[Acceptor] = []
+        self._acceptors: dict[socket.socket, Acceptor] = {}
         self._empty = asyncio.Event()
         shortest = min(settings.idle_timeout, settings.response_timeout, self.limits.head_timeout, LINGER)
         self._sweep_every = min(max(shortest / 10, 0.02), 1.0)
@@ -124,10 +124,10 @@ class FastLane:
         self.accounting.close()
 
     async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Take connections.
+        """Take connections from a socket, beside others that there may be.
 
         Args:
-            listener: A bound socket.
+            listener: A bound socket; the lane closes it when it stops to listen.
             tls: What they are encrypted by; None: they are not.
         """
         self.scheme = "http" if tls is None else "https"
@@ -142,8 +142,12 @@ class FastLane:
                 proxies=self.proxies if self._proxy_protocol else None,
             ),
         )
-        self._acceptors.append(acceptor)
+        self._acceptors[listener] = acceptor
         acceptor.start(BACKLOG)
+
+    def stop_listening(self, listener: socket.socket) -> None:
+        """Take no more connections from a socket; those that were taken go on."""
+        self._acceptors.pop(listener).stop()
 
     async def drain(self, patience: float) -> None:
         """Take no more connections, let requests in flight end, and return when all have.
@@ -166,7 +170,7 @@ class FastLane:
 
     def _stop_accepting(self) -> None:
         while self._acceptors:
-            self._acceptors.pop().stop()
+            self._acceptors.popitem()[1].stop()
 
     # -- for connections and carriers ------------------------------------------------------------------
 

@@ -4,15 +4,14 @@ import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from loadbalancer.routing.snapshot import snapshot_maker
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.metrics import Metrics
 from loadbalancer.workers import messages
-from loadbalancer.workers.crew import Employer, Worker
 from loadbalancer.workers.follower import Follower
+from loadbalancer.workers.leases import Leases
 from tests.unit.fleet.fakes import pass_time, run
 
 
@@ -29,21 +28,6 @@ class Fleet:
         raise AssertionError("nobody waits")
 
 
-class Wire:
-    """Takes what the control plane writes, and has the follower read it."""
-
-    def __init__(self) -> None:
-        self.follower: Follower
-
-    def is_closing(self) -> bool:
-        return False
-
-    def write(self, data: bytes) -> None:
-        order = messages.orders.validate_json(data)
-        assert isinstance(order, messages.Rotation)
-        self.follower.follow(order)
-
-
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["rotate", "begin", "end", "fail", "refuse", "report"]), st.integers(0, 1 << 16)
@@ -58,17 +42,27 @@ class Pair:
     def __init__(self) -> None:
         self.fleet, self.total = Fleet(), Metrics()
         options = Settings.model_validate({"policy": "round-robin", "workers": 2})
-        self.record = Worker(Employer(self.fleet, options, self.total, "", ""), 1)
-        wire = Wire()
-        self.record._writer = wire  # type: ignore[assignment]
+        self.leases = Leases(self.fleet, self.total)
         self.counted = Metrics()
-        wire.follower = self.follower = Follower(options, self.counted, self.hear)
+        self.follower = Follower(options, self.counted, self.hear)
         self.known: list[Upstream] = []
         self.refused: list[str] = []
         self.failed: list[tuple[str, int]] = []
 
-    def hear(self, message: BaseModel) -> None:
-        self.record.hear(messages.news.validate_json(messages.line(message)))
+    def hear(self, message: messages.Message) -> None:
+        """The control plane reads what the worker has sent."""
+        notice = messages.notices.validate_json(messages.line(message))
+        if isinstance(notice, messages.Report):
+            self.leases.take(notice)
+        elif isinstance(notice, messages.Released):
+            self.leases.released(notice.id)
+
+    def send_rotation(self) -> None:
+        """The worker reads the rotation, if that has changed."""
+        if (rotation := self.leases.rotation()) is not None:
+            command = messages.commands.validate_json(messages.line(rotation))
+            assert isinstance(command, messages.Rotation)
+            self.follower.follow(command)
 
     def rotate(self, choice: int) -> None:
         """Each of six replicas is in or out; a seventh bit makes a replica a new one of the same name."""
@@ -81,7 +75,7 @@ class Pair:
             self.known.append(upstream)
             members.append(upstream)
         self.fleet.snapshot = self.fleet.make(members)
-        self.record.feed()
+        self.send_rotation()
 
 
 @settings(max_examples=150, deadline=None)
@@ -131,7 +125,7 @@ def test_books_agree(steps: list[tuple[str, int]]) -> None:
             in_flight.pop().release()
             pair.counted.in_flight -= 1
         pair.fleet.snapshot = pair.fleet.make(())
-        pair.record.feed()
+        pair.send_rotation()
         await pass_time(0)
         assert not any(upstream.busy for upstream in pair.known)
         assert pair.total.in_flight == 0
@@ -170,7 +164,7 @@ def test_a_worker_that_ends_gives_back_what_it_held() -> None:
         pair.counted.in_flight += 1
         pair.follower.report(0)
         assert pair.total.in_flight == 1
-        pair.record.let_go()
+        pair.leases.end()
         assert not any(known.busy for known in pair.known)
         assert pair.total.in_flight == 0
 
