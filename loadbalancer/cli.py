@@ -75,6 +75,12 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
 def serve(config: Path | None, **options: Any) -> int:
     """Run the load balancer."""
     import os
+    import signal
+
+    # Nothing has started yet. As process 1 of a container, the load balancer would ignore these signals
+    # without a handler, and be killed later with replicas that nobody stops.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
 
     from loadbalancer.app import run
 

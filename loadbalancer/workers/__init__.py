@@ -1,1 +1,1 @@
-"""Workers: data planes in processes of their own, told by the control plane who is in rotation."""
+"""Workers: data planes in processes of their own, which the control plane starts and directs."""

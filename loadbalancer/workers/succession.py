@@ -1,8 +1,8 @@
-"""How workers whose control plane was killed learn that another has taken over.
+"""How workers whose control plane was killed learn that another one has taken over.
 
-The control plane holds an abstract Unix socket named after the address that it serves. Only one can, so
-that two cannot share a port by mistake, which SO_REUSEPORT would let them. A successor answers there once
-its own workers serve.
+The control plane holds an abstract Unix socket named after the address that it serves. Only one process can
+hold it, so two load balancers cannot share a port by mistake, which SO_REUSEPORT would allow. A successor
+answers on that socket once its own workers serve.
 """
 
 import asyncio
@@ -10,29 +10,32 @@ import socket
 from contextlib import suppress
 
 ASKS_EVERY = 0.2
-"""Seconds between two looks for a successor."""
+"""Seconds between two attempts to reach a successor."""
 
 WAITS_FOR = 60.0
-"""Seconds after which there will be none."""
+"""Seconds after which no successor is expected any more."""
 
 
 def name_for(address: object) -> str:
-    """Where to meet: an address in the abstract namespace, which is the network namespace's own.
+    """The name of the socket, in the abstract namespace, which belongs to the network namespace.
 
     Args:
-        address: What the port's socket is bound to.
+        address: The address that the port's sockets are bound to.
     """
     return f"\0loadbalancer {address}"
 
 
 def claim(name: str) -> socket.socket:
-    """Be the one who serves.
+    """Become the one load balancer that serves an address with workers.
 
     Args:
         name: See `name_for`.
 
+    Returns:
+        The socket that holds the claim until it is closed.
+
     Raises:
-        OSError: Another does.
+        OSError: Another load balancer holds it.
     """
     held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -45,13 +48,13 @@ def claim(name: str) -> socket.socket:
 
 
 def name_of(held: socket.socket) -> str:
-    """What a claimed socket is called."""
+    """The name of a socket that `claim` has returned."""
     name: bytes = held.getsockname()
     return name.decode()
 
 
 async def announce(held: socket.socket) -> asyncio.Server:
-    """Say to all who ask that there is somebody who serves."""
+    """Answer workers of a predecessor that ask whether a successor serves."""
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -63,7 +66,7 @@ async def announce(held: socket.socket) -> asyncio.Server:
 
 
 def _connect(name: str) -> socket.socket:
-    # By hand, for uvloop takes abstract names for paths; on one machine this needs no waiting.
+    # Not by the loop: uvloop takes abstract names for paths. On one machine this never waits.
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
@@ -75,7 +78,7 @@ def _connect(name: str) -> socket.socket:
 
 
 async def successor(name: str) -> bool:
-    """Wait for somebody who takes over; say whether there was one within `WAITS_FOR` seconds."""
+    """Wait for a successor; returns whether one has answered within `WAITS_FOR` seconds."""
     with suppress(TimeoutError):
         async with asyncio.timeout(WAITS_FOR):
             while True:

@@ -25,7 +25,7 @@ from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.logs import configure as configure_logs
 from loadbalancer.telemetry.metrics import Metrics
-from loadbalancer.tls import Certificate
+from loadbalancer.tls import Certificate, CertificateError
 from loadbalancer.workers import messages
 from loadbalancer.workers.follower import Follower
 from loadbalancer.workers.messages import MAX_LINE, PULSE, Message
@@ -109,17 +109,28 @@ class _Front:
         """Accept from these sockets, and from no others."""
         for index in self._accepting.keys() - set(indices):
             self.lane.stop_listening(self._accepting.pop(index))
+        context = self._certificate.context if self._certificate else None
         for index in indices:
-            if index not in self._accepting:
+            if index in self._accepting:
+                continue
+            try:
                 # The lane closes the sockets that it is given, and this one may be wanted again.
-                self._accepting[index] = self._listeners[index].dup()
-                context = self._certificate.context if self._certificate else None
-                await self.lane.listen(self._accepting[index], context)
+                listener = self._listeners[index].dup()
+                await self.lane.listen(listener, context)
+            except OSError as error:
+                if not self._accepting:
+                    raise  # there is nothing that it could serve
+                log.error("cannot accept for another worker", reason=str(error))
+            else:
+                self._accepting[index] = listener
 
     def renew(self, certificate: messages.Pem) -> None:
         """Use another certificate for the connections that come from now on."""
         if self._certificate is not None:
-            self._certificate.replace(certificate.pair())
+            try:
+                self._certificate.replace(certificate.pair())
+            except CertificateError as error:  # the pair is good, but there may be no file left to open
+                log.error("certificate not replaced", reason=str(error))
 
     def let_go_of_spares(self) -> None:
         """Keep only what is accepted from: a socket that stays open gets connections, served or not."""

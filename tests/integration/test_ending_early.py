@@ -29,6 +29,19 @@ main()
 """
 
 
+SLOW_IMPORT = """\
+import sys, threading
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "loadbalancer.app":
+            print("importing", file=sys.stderr, flush=True)
+            threading.Event().wait(60)
+sys.meta_path.insert(0, Finder)
+from loadbalancer.cli import main
+main()
+"""
+
+
 class Trace:
     """Finds what a load balancer has left: processes by their environment, files by their folder."""
 
@@ -132,12 +145,16 @@ def test_signal_after_signal(trace: Trace, lane: tuple[str, ...]) -> None:
         assert lb.process.returncode == 0
 
 
-def test_while_the_name_of_the_host_is_looked_up(trace: Trace) -> None:
-    argv = [sys.executable, "-c", SLOW_RESOLVER, "serve", "--host", "x.test", "--port", str(free_port())]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("program", "says"), [(SLOW_RESOLVER, b"resolving\n"), (SLOW_IMPORT, b"importing\n")]
+)
+def test_before_anything_is_bound(trace: Trace, program: str, says: bytes, number: int) -> None:
+    argv = [sys.executable, "-c", program, "serve", "--host", "x.test", "--port", str(free_port())]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, env={**os.environ, **trace.env}) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == b"resolving\n"
-        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline() == says
+        process.send_signal(number)
         assert process.wait(5) == 0
 
 
