@@ -6,6 +6,9 @@ from typing import Literal
 
 import structlog
 
+WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+"""Renders traces. Local variables may hold a private key, a header or a token."""
+
 
 def configure(form: Literal["auto", "text", "json"], level: str) -> None:
     """Set the process's logging up; called once, by the command line.
@@ -21,9 +24,15 @@ def configure(form: Literal["auto", "text", "json"], level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     render: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=20)]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                pad_event_to=20,
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
         if text
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [structlog.processors.ExceptionRenderer(WITHOUT_LOCALS), structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[*shared, *render],

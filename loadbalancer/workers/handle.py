@@ -84,7 +84,7 @@ class WorkerHandle:
 
     def __init__(self, context: WorkerContext, number: int, on_change: Callable[[], None]) -> None:
         self.number = number
-        self.leases = Leases(context.source, context.metrics)
+        self._leases = Leases(context.source, context.metrics)
         self._context = context
         self._on_change = on_change
         self._state = State.ENDED
@@ -100,7 +100,7 @@ class WorkerHandle:
     async def run(self, listeners: Sequence[socket.socket]) -> str:
         """Start a process, and return when it has ended.
 
-        Never cancel this: it would leave a process behind. `kill` ends it.
+        `kill` ends it early. Cancelling it kills the process too, but does not wait for its end.
 
         Args:
             listeners: The listening sockets of all workers. The process inherits all of them, and accepts
@@ -123,7 +123,7 @@ class WorkerHandle:
             if self._writer is not None:
                 self._writer.close()
             self._writer = self._process = None
-            self.leases.end()
+            self._leases.end()
             self._enter(State.ENDED)
 
     def accept(self, sockets: list[int]) -> None:
@@ -134,7 +134,7 @@ class WorkerHandle:
 
     def send_rotation(self) -> None:
         """Send it the rotation, if that has changed."""
-        if self._writer is not None and (rotation := self.leases.rotation()) is not None:
+        if self._writer is not None and (rotation := self._leases.rotation()) is not None:
             self._send(rotation)
 
     def renew(self, certificate: Certificate) -> None:
@@ -218,9 +218,9 @@ class WorkerHandle:
 
     def _receive(self, notice: Notice) -> None:
         if isinstance(notice, messages.Report):
-            self.leases.take(notice)
+            self._leases.take(notice)
         elif isinstance(notice, messages.Released):
-            self.leases.released(notice.id)
+            self._leases.released(notice.id)
         if self._state is State.SILENT:
             log.info("worker heard again", worker=self.number)
             self._enter(State.SERVING)

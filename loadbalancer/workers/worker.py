@@ -76,19 +76,19 @@ async def _work(channel: socket.socket, listeners: Sequence[socket.socket]) -> N
             FastLane(follower.publication, settings, accounting, begin.admin, http2) as lane,
             _reports(follower),
         ):
-            front = _Front(lane, listeners, certificate)
-            await _obey(reader, front, follower, send)
+            acceptor = _Acceptor(lane, listeners, certificate)
+            await _obey(reader, acceptor, follower, send)
             if begin.succession and not lane.closing:
-                front.let_go_of_spares()
+                acceptor.let_go_of_spares()
                 log.warning("the control plane has gone: serving on until another takes over")
                 if not await successor(begin.succession):
                     log.error("no other control plane has taken over")
-                await front.drain(settings.drain_timeout)
+                await acceptor.drain(settings.drain_timeout)
     finally:
         writer.close()
 
 
-class _Front:
+class _Acceptor:
     """The listening sockets, and the lane that accepts connections from some of them.
 
     Args:
@@ -143,7 +143,9 @@ class _Front:
         await self.lane.drain(patience)
 
 
-async def _obey(reader: asyncio.StreamReader, front: _Front, follower: Follower, send: messages.Send) -> None:
+async def _obey(
+    reader: asyncio.StreamReader, acceptor: _Acceptor, follower: Follower, send: messages.Send
+) -> None:
     """Do what the control plane says, until it has nothing more to say."""
     ready = False
     with contextlib.suppress(ConnectionError):
@@ -152,14 +154,14 @@ async def _obey(reader: asyncio.StreamReader, front: _Front, follower: Follower,
             if isinstance(command, messages.Rotation):
                 follower.follow(command)
             elif isinstance(command, messages.Accept):
-                await front.accept(command.listeners)
+                await acceptor.accept(command.listeners)
                 if not ready:
                     ready = True
                     send(messages.Ready())
             elif isinstance(command, messages.Renew):
-                front.renew(command.certificate)
+                acceptor.renew(command.certificate)
             elif isinstance(command, messages.Drain):
-                await front.drain(command.patience)
+                await acceptor.drain(command.patience)
                 return
 
 
