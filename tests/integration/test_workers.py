@@ -213,7 +213,7 @@ def test_a_worker_that_cannot_start_leaves_no_part_of_the_port_without_service(t
         os.kill(killed, signal.SIGKILL)
         lb.wait_for("worker lost", 2)
         for _ in range(40):  # each falls to one socket or the other
-            assert request(lb.port, "GET", "/x", timeout=2).status == 200
+            assert request(lb.port, "GET", "/x", timeout=10).status == 200
         assert lb.wait_for("worker lost", 2)["reason"] == "ended with status 3"
         assert accepting(other) == 2
         (tmp_path / "exit").unlink()
