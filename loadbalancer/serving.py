@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import hypercorn.asyncio
 import structlog
 from hypercorn.typing import ASGIFramework
 
@@ -25,6 +24,7 @@ from loadbalancer.proxy.asgi.dispatcher import Dispatcher
 from loadbalancer.proxy.asgi.http2 import Http2, open_http2
 from loadbalancer.proxy.asgi.hypercorn_options import HypercornOptions
 from loadbalancer.proxy.asgi.lane import AsgiLane
+from loadbalancer.proxy.asgi.server import serve
 from loadbalancer.proxy.fast.lane import FastLane
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.settings import Settings
@@ -225,12 +225,10 @@ class Front:
         self,
         app: Dispatcher,
         options: HypercornOptions,
-        until_stopped: Callable[..., object],
+        until_stopped: Callable[[], Awaitable[object]],
         shutdown: Shutdown,
     ) -> None:
-        serving = asyncio.create_task(
-            hypercorn.asyncio.serve(app, options, shutdown_trigger=until_stopped)  # type: ignore[arg-type]
-        )
+        serving = asyncio.create_task(serve(app, options, until_stopped))
         out_of_time = asyncio.create_task(shutdown.out_of_time(self.settings.drain_timeout + CUT_OFF_WITHIN))
         await asyncio.wait({serving, out_of_time}, return_when=asyncio.FIRST_COMPLETED)
         out_of_time.cancel()

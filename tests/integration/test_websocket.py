@@ -1,6 +1,7 @@
 """WebSockets through the load balancer, to an echo server that knows nothing of it."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -60,7 +61,44 @@ async def test_a_replica_that_closes_closes_the_client(lb: LoadBalancer) -> None
         with pytest.raises(ConnectionClosed) as closed:
             await connection.recv()
     assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 4001
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4001, "as you wish")
+
+
+async def test_the_headers_of_the_replicas_handshake_reach_the_client(lb: LoadBalancer) -> None:
+    """RFC 6455, section 4.2.2: a handshake may set cookies."""
+    async with connect(url(lb)) as connection:
+        assert connection.response is not None
+        headers = connection.response.headers
+        assert headers.get_all("Set-Cookie") == ["seat=12; Path=/", "row=3"]
+        assert len(headers.get_all("Sec-WebSocket-Accept")) == 1
+        assert not {"Transfer-Encoding", "Content-Length"} & set(headers), "no framing in a 101"
+
+
+async def closings(lb: LoadBalancer) -> set[str]:
+    """How the replicas have seen connections close so far."""
+    seen: set[str] = set()
+    for _ in range(12):
+        async with connect(url(lb)) as connection:
+            await connection.send("who has closed")
+            seen.update(str(await connection.recv()).split("\n"))
+    return seen
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 3456])
+async def test_a_client_that_closes_closes_the_replica_at_once(lb: LoadBalancer, code: int) -> None:
+    """RFC 6455, section 7.1: with its code and its reason."""
+    reason = f"done with {code}"
+    async with connect(url(lb)) as connection:
+        await connection.send("hello")
+        await connection.recv()
+        begun = time.monotonic()
+        await connection.close(code, reason)
+        assert time.monotonic() - begun < 0.5, "the client need not wait either"
+        await asyncio.to_thread(
+            eventually, lambda: not any(one["in_flight"] for one in lb.state().values()), "it is closed"
+        )
+        assert time.monotonic() - begun < 1.0
+    assert f"{code} {reason}" in await closings(lb)
 
 
 async def test_a_replica_that_breaks_off_breaks_the_clients_connection(lb: LoadBalancer, lane: str) -> None:

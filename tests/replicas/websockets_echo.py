@@ -5,19 +5,37 @@ import os
 from collections.abc import Sequence
 
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
+
+CLOSED: list[str] = []
 
 
 async def echo(connection: ServerConnection) -> None:
+    try:
+        await answer(connection)
+    finally:
+        CLOSED.append(f"{connection.close_code} {connection.close_reason}")
+
+
+async def answer(connection: ServerConnection) -> None:
     async for message in connection:
         if message == "please close":
             await connection.close(4001, "as you wish")
         elif message == "please break":
             connection.transport.abort()
+        elif message == "who has closed":
+            await connection.send("\n".join(CLOSED))
         elif message == "who are you":
             await connection.send(os.environ["HOSTNAME"])
         else:
             await connection.send(message)
+
+
+def greet(connection: ServerConnection, request: Request, response: Response) -> None:
+    if response.status_code == 101:
+        response.headers["Set-Cookie"] = "seat=12; Path=/"
+        response.headers["Set-Cookie"] = "row=3"
 
 
 def choose(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
@@ -25,7 +43,8 @@ def choose(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subp
 
 
 async def main() -> None:
-    async with serve(echo, "127.0.0.1", int(os.environ["PORT"]), select_subprotocol=choose):
+    port = int(os.environ["PORT"])
+    async with serve(echo, "127.0.0.1", port, select_subprotocol=choose, process_response=greet):
         await asyncio.Future()
 
 

@@ -5,8 +5,9 @@ has begun: after that an error can only be shown by breaking off.
 """
 
 import asyncio
+from typing import cast
 
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
 
 from loadbalancer.answers import Answer, encode
 from loadbalancer.proxy.headers import Header
@@ -53,10 +54,17 @@ class Client:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def begin(self, status: int, headers: list[Header]) -> None:
-        """Send the head of the answer."""
+    async def begin(self, status: int, headers: list[Header], reason: str | None = None) -> None:
+        """Send the head of the answer.
+
+        Args:
+            status: As it is sent.
+            headers: As they are sent.
+            reason: The phrase beside the status; None for the standard one. ASGI has no place for it.
+        """
         self.answering = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        start = {"type": "http.response.start", "status": status, "headers": headers, "reason": reason}
+        await self._send(cast(ASGISendEvent, start))
 
     async def write(self, chunk: bytes) -> None:
         """Send a part of the answer's body."""
@@ -66,8 +74,13 @@ class Client:
         """Finish the answer. Without it the connection breaks, so that the client knows."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def answer(self, answer: Answer) -> None:
-        """Send a whole answer of our own."""
-        await self.begin(answer.status, encode(answer))
+    async def answer(self, answer: Answer, *more: Header) -> None:
+        """Send a whole answer of the load balancer's own.
+
+        Args:
+            answer: The answer.
+            more: Further headers.
+        """
+        await self.begin(answer.status, [*encode(answer), *more])
         await self.write(answer.body)
         await self.end()

@@ -1,19 +1,18 @@
 """HTTP/2 beside the fast lane: connections that chose it by ALPN are served by Hypercorn and the ASGI lane.
 
 The fast lane accepts every connection and does the TLS; those that speak HTTP/2 (RFC 9113) it hands over
-here as they are. Hypercorn's server for one connection is used as its own listener would use it.
+here as they are.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework, LifespanState
-from hypercorn.utils import wrap_app
+from hypercorn.typing import ASGIFramework
 
 from loadbalancer.proxy.accounting import Accounting
+from loadbalancer.proxy.asgi.client_connection import ClientConnection
 from loadbalancer.proxy.asgi.dispatcher import Dispatcher
 from loadbalancer.proxy.asgi.hypercorn_options import HypercornOptions
 from loadbalancer.proxy.asgi.lane import AsgiLane
@@ -33,10 +32,9 @@ class Http2:
     """
 
     def __init__(self, app: ASGIFramework, options: HypercornOptions) -> None:
-        self._app = wrap_app(app, options.wsgi_max_body_size, "asgi")
+        self._app = app
         self._options = options
         self._context = WorkerContext(None)
-        self._state: LifespanState = {}
 
     async def serve(self, transport: asyncio.Transport) -> None:
         """Serve a connection until it ends.
@@ -50,7 +48,7 @@ class Http2:
         protocol.connection_made(transport)
         transport.set_protocol(protocol)
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        await TCPServer(self._app, loop, self._options, self._context, self._state, reader, writer)
+        await ClientConnection(self._app, self._options, self._context, reader, writer)
 
     async def drain(self) -> None:
         """Take no more requests: connections end when nothing is in flight on them."""

@@ -8,31 +8,51 @@ Reading order: `AsgiLane.__call__`, `_http`, `_exchange`.
 import asyncio
 import random
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
+from aiohttp import ClientResponse
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope, WebsocketScope
 from yarl import URL
 
-from loadbalancer.answers import answer
+from loadbalancer.answers import answer, encode
 from loadbalancer.errors import LoadBalancerError, UpstreamError
 from loadbalancer.proxy.accounting import Accounting, Entry
+from loadbalancer.proxy.asgi.answer_head import answer_headers, is_event_stream
 from loadbalancer.proxy.asgi.attempts import carry
 from loadbalancer.proxy.asgi.body import RequestBody
 from loadbalancer.proxy.asgi.client import Client, ClientGoneError
 from loadbalancer.proxy.asgi.patience import Patience
-from loadbalancer.proxy.asgi.upstream_http import as_upstream_errors, open_session, text
-from loadbalancer.proxy.asgi.websocket import Handshake, keep_refusals, refuse, tunnel
+from loadbalancer.proxy.asgi.request_head import body_length, expects_continue
+from loadbalancer.proxy.asgi.upstream_http import Kind, Sessions, as_upstream_errors, text
+from loadbalancer.proxy.asgi.websocket import Handshake, refuse, tunnel
 from loadbalancer.proxy.forwarding import TrustedProxies
-from loadbalancer.proxy.headers import first, to_client, to_replica
+from loadbalancer.proxy.headers import to_replica
 from loadbalancer.proxy.request import RequestHead, log_failure, request_id
-from loadbalancer.proxy.retry import Monotonic, RetryBudget, may_repeat
+from loadbalancer.proxy.retry import IDEMPOTENT, Monotonic, RetryBudget, may_repeat
 from loadbalancer.proxy.router import Router
 from loadbalancer.routing.keys import KeyRule
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request and its client.
+
+    Args:
+        head: As it came.
+        client: Sends it, and waits for the answer.
+        length: Bytes of its body; None if their number is not known.
+        expects: Whether the client holds the body back until it is asked for.
+    """
+
+    head: RequestHead
+    client: Client
+    length: int | None
+    expects: bool
 
 
 class AsgiLane:
@@ -59,7 +79,7 @@ class AsgiLane:
         self._proxies = TrustedProxies(settings.trusted_proxies)
         budget = RetryBudget(Monotonic())
         self._router = Router(source, budget, settings.queue_timeout, settings.queue_size)
-        self._sessions: dict[Upstream, aiohttp.ClientSession] = {}
+        self._sessions: dict[Upstream, Sessions] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -80,29 +100,28 @@ class AsgiLane:
                 await self._websocket(head, list(scope["subprotocols"]), receive, send, entry)
         elif scope["type"] == "http":
             head = self._head(scope)
-            client = Client(receive, send)
+            request = _Request(head, Client(receive, send), body_length(scope), expects_continue(scope))
             with self._accounting.request(head) as entry:
-                await _unless_gone(client, self._http(head, client, entry))
+                await _unless_gone(request.client, self._http(request, entry))
 
-    def _session(self, upstream: Upstream) -> aiohttp.ClientSession:
+    def _sessions_to(self, upstream: Upstream) -> Sessions:
         """The connections to a replica: a pool for each, which goes when the replica goes."""
-        session = self._sessions.get(upstream)
-        if session is None:
-            session = self._sessions[upstream] = open_session(
-                upstream, self._settings.connect_timeout, [keep_refusals]
-            )
+        sessions = self._sessions.get(upstream)
+        if sessions is None:
+            sessions = self._sessions[upstream] = Sessions(upstream, self._settings.connect_timeout)
             upstream.on_retired.append(lambda: self._let_go(upstream))
-        return session
+        return sessions
 
     def _let_go(self, upstream: Upstream) -> None:
-        session = self._sessions.pop(upstream, None)
-        if session is not None:
-            task = asyncio.create_task(session.close())
+        sessions = self._sessions.pop(upstream, None)
+        if sessions is not None:
+            task = asyncio.create_task(sessions.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     def _head(self, scope: HTTPScope | WebsocketScope) -> RequestHead:
-        headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+        # An empty Host is how Hypercorn shows that an HTTP/2 request has none; the HTTP library adds one.
+        headers = [(bytes(n), bytes(v)) for n, v in scope["headers"] if v or n != b"host"]
         peer = scope["client"][0] if scope["client"] else ""
         identity = self._proxies.identify(headers, peer=peer, scheme=scope["scheme"])
         return RequestHead(
@@ -117,24 +136,12 @@ class AsgiLane:
             via=identity.via,
         )
 
-    async def _http(self, head: RequestHead, client: Client, entry: Entry) -> None:
+    async def _http(self, request: "_Request", entry: Entry) -> None:
         """Have a request answered by a replica, or say why that cannot be."""
-        body = RequestBody(client, self._settings.max_body)
-
-        async def attempt(upstream: Upstream, fresh: bool) -> None:
-            entry.replica = upstream.hostname
-            try:
-                await self._exchange(upstream, head, body, client, entry)
-            except UpstreamError:
-                if body.too_large is None:
-                    raise
-                raise body.too_large from None  # which is not the replica's fault
-
-        def repeatable(error: UpstreamError) -> bool:
-            return not client.answering and may_repeat(head.method, error, body_at_hand=body.at_hand)
-
+        client, head = request.client, request.head
         try:
-            await carry(self._router, head.key(self._rule), attempt, repeatable)
+            body = RequestBody(client, self._settings.max_body, request.length)
+            await self._carry(request, body, entry)
         except LoadBalancerError as error:
             log_failure(head, error)
             if not client.answering:
@@ -143,28 +150,53 @@ class AsgiLane:
                 entry.complete = True
             # Else the answer stays unfinished: the connection breaks, and the client knows.
 
+    async def _carry(self, request: "_Request", body: RequestBody, entry: Entry) -> None:
+        head = request.head
+
+        async def attempt(upstream: Upstream, fresh: bool) -> None:
+            entry.replica = upstream.hostname
+            try:
+                await self._exchange(upstream, fresh, request, body, entry)
+            except UpstreamError:
+                if body.too_large is None:
+                    raise
+                raise body.too_large from None  # which is not the replica's fault
+
+        def repeatable(error: UpstreamError) -> bool:
+            return not request.client.answering and may_repeat(head.method, error, body_at_hand=body.at_hand)
+
+        await carry(self._router, head.key(self._rule), attempt, repeatable)
+
     async def _exchange(
-        self, upstream: Upstream, head: RequestHead, body: RequestBody, client: Client, entry: Entry
+        self, upstream: Upstream, fresh: bool, request: "_Request", body: RequestBody, entry: Entry
     ) -> None:
         """Send the request to a replica and stream its answer back."""
-        settings = self._settings
+        settings, head = self._settings, request.head
         headers = to_replica(
             head.headers, client=head.client, scheme=head.scheme, request_id=head.request_id, via=head.via
         )
         with as_upstream_errors(upstream, settings.connect_timeout, settings.response_timeout):
             async with Patience(settings.response_timeout, settings.idle_timeout) as patience:
-                data = await body.stream(patience)
-                patience.with_replica()
-                response = await self._session(upstream).request(
-                    head.method,
-                    URL(f"http://{upstream.address}{head.target}", encoded=True),
-                    headers=text(headers),
-                    data=data,
-                    allow_redirects=False,
+                data = body.when_asked_for(patience) if request.expects else await body.stream(patience)
+                # A body that is held back is asked for after a while, whatever the replica says.
+                patience.with_replica(endless=request.expects)
+                repeatable = head.method in IDEMPOTENT and body.whole
+                kind = Kind.NEW if fresh else Kind.KEPT if repeatable else Kind.RECENT
+                response = (
+                    await self._sessions_to(upstream)
+                    .get(kind)
+                    .request(
+                        head.method,
+                        _url(upstream, head),
+                        headers=text(headers),
+                        data=data,
+                        expect100=request.expects,
+                        allow_redirects=False,
+                    )
                 )
                 upstream.answered_with(response.status)
                 try:
-                    await self._send_back(response, client, patience, entry)
+                    await self._send_back(upstream, response, request.client, patience, entry)
                 finally:
                     response.close()  # of no effect on a connection that is back in the pool
 
@@ -181,9 +213,8 @@ class AsgiLane:
 
         async def attempt(upstream: Upstream, fresh: bool) -> None:
             entry.replica = upstream.hostname
-            handshake = Handshake(
-                self._session(upstream), settings.response_timeout, settings.connect_timeout
-            )
+            session = self._sessions_to(upstream).get(Kind.NEW if fresh else Kind.KEPT)
+            handshake = Handshake(session, settings.response_timeout, settings.connect_timeout)
             await tunnel(upstream, handshake, head, subprotocols, receive, send, entry)
 
         def repeatable(error: UpstreamError) -> bool:
@@ -194,17 +225,20 @@ class AsgiLane:
             await carry(self._router, head.key(self._rule), attempt, repeatable)
         except LoadBalancerError as error:
             log_failure(head, error)
-            await refuse(send, entry, error)
+            ours = answer(error)
+            entry.status = ours.status
+            await refuse(send, ours.status, encode(ours), ours.body)
+            entry.complete = True
 
     @staticmethod
     async def _send_back(
-        response: aiohttp.ClientResponse, client: Client, patience: Patience, entry: Entry
+        upstream: Upstream, response: ClientResponse, client: Client, patience: Patience, entry: Entry
     ) -> None:
-        headers = to_client(response.raw_headers)
-        endless = (first(headers, b"content-type") or b"").startswith(b"text/event-stream")
+        headers = answer_headers(upstream.hostname, response.status, response.raw_headers)
+        endless = is_event_stream(headers)
         entry.status = response.status
         patience.with_client()
-        await client.begin(response.status, headers)
+        await client.begin(response.status, headers, response.reason)
         patience.with_replica(endless)
         async for chunk in response.content.iter_any():
             patience.with_client()
@@ -213,6 +247,12 @@ class AsgiLane:
         patience.with_client()
         await client.end()
         entry.complete = True
+
+
+def _url(upstream: Upstream, head: RequestHead) -> URL:
+    if head.path == b"*":
+        return URL.build(scheme="http", authority=upstream.address, path="*", encoded=True)
+    return URL(f"http://{upstream.address}{head.target}", encoded=True)
 
 
 async def _unless_gone(client: Client, exchange: Coroutine[Any, Any, None]) -> None:

@@ -30,8 +30,7 @@ class Patience:
         self._timeout = asyncio.timeout(None)
         self._with_client = False
         self._over = False
-        self.client_gone = False
-        """Set when the client went away in the middle of its request."""
+        self._client_gone = False
 
     def with_replica(self, endless: bool = False) -> None:
         """From now on, the replica is waited for; without end if its answer is a stream of events."""
@@ -42,6 +41,10 @@ class Patience:
         """From now on, the client is waited for."""
         self._with_client = True
         self._move(self._client)
+
+    def client_has_gone(self) -> None:
+        """The client went away in the middle of its request: whatever fails now, fails because of that."""
+        self._client_gone = True
 
     def _move(self, seconds: float | None) -> None:
         # An upload may still be moving when the exchange is over.
@@ -62,5 +65,5 @@ class Patience:
             if self._with_client:
                 raise ClientGoneError from None
             raise
-        if error is not None and self.client_gone:
+        if error is not None and self._client_gone:
             raise ClientGoneError from error

@@ -1,7 +1,8 @@
 """WebSockets in the ASGI lane: a handshake with the replica, then messages pumped both ways.
 
 The two connections are WebSockets of their own, so pings, masks and compression end at each; messages,
-subprotocol and close codes are passed on. A replica that refuses the handshake refuses it for us too.
+subprotocol, close codes and reasons are passed on, and so are the headers of the replica's handshake.
+A replica that refuses the handshake refuses it for the load balancer too.
 """
 
 import asyncio
@@ -12,57 +13,46 @@ import aiohttp
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from yarl import URL
 
-from loadbalancer.answers import answer, encode
-from loadbalancer.errors import LoadBalancerError
 from loadbalancer.proxy.accounting import Entry
+from loadbalancer.proxy.asgi.answer_head import answer_headers, handshake_headers
+from loadbalancer.proxy.asgi.replica_websocket import HandshakeRefusedError, headers_of
 from loadbalancer.proxy.asgi.upstream_http import as_upstream_errors, text
-from loadbalancer.proxy.headers import Header, to_client, to_replica
+from loadbalancer.proxy.headers import Header, to_replica
 from loadbalancer.proxy.request import RequestHead
 from loadbalancer.routing.upstream import Upstream
 
 MAX_MESSAGE = 16 * 1024 * 1024
 """Bytes of one message, in either direction; Hypercorn's default."""
 
-MAX_REFUSAL = 64 * 1024
-"""Bytes of a refused handshake's body that are passed on."""
-
 CLOSE_WITHIN = 5.0
 """Seconds that a replica may take to close its side."""
 
-GOING_AWAY, BAD_GATEWAY = 1001, 1014
+NORMAL, GOING_AWAY, BAD_GATEWAY = 1000, 1001, 1014
 """Close codes (RFC 6455, section 7.4; IANA's registry)."""
 
 NO_STATUS, ABNORMAL = 1005, 1006
 """Codes that stand for the absence of one and are never sent."""
 
 
-class HandshakeRefusedError(Exception):
-    """The replica answered a handshake with something other than 101."""
+@dataclass(frozen=True, slots=True)
+class Close:
+    """How a side has closed (RFC 6455, section 7.1).
 
-    def __init__(self, status: int, headers: Sequence[Header], body: bytes) -> None:
-        super().__init__(f"answered {status}")
-        self.status = status
-        self.headers = headers
-        self.body = body
-
-
-async def keep_refusals(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """Middleware of the HTTP session: keep a refused handshake as it was answered, redirects too.
-
-    Raises:
-        HandshakeRefusedError: The replica refuses to speak WebSocket.
+    Args:
+        code: As sent; `NO_STATUS` or `ABNORMAL` if none was.
+        reason: In words.
     """
-    response = await handler(request)
-    if "Upgrade" not in request.headers or response.status == 101:
-        return response
-    try:
-        body = await response.content.readexactly(MAX_REFUSAL)
-    except asyncio.IncompleteReadError as end:
-        body = end.partial
-    response.close()
-    raise HandshakeRefusedError(response.status, response.raw_headers, body)
+
+    code: int
+    reason: str
+
+    def code_or(self, abnormal: int) -> int:
+        """The code to tell the other side.
+
+        Args:
+            abnormal: The code if this side has broken off.
+        """
+        return {NO_STATUS: NORMAL, ABNORMAL: abnormal}.get(self.code, self.code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +60,7 @@ class Handshake:
     """How to reach the replica.
 
     Args:
-        session: With `keep_refusals` among its middlewares.
+        session: Of `Sessions`.
         timeout: Seconds that the replica may take to answer.
         connect_timeout: Seconds that it may take to accept the connection.
     """
@@ -122,85 +112,93 @@ async def tunnel(
         receive: ASGI's receive, after `websocket.connect`.
         send: ASGI's send.
         entry: Where the outcome is noted.
+
+    Raises:
+        UpstreamError: There is no handshake with the replica.
     """
+    name = upstream.hostname
     try:
         replica = await handshake(upstream, head, subprotocols)
     except HandshakeRefusedError as refusal:
-        headers = [(n, v) for n, v in to_client(refusal.headers) if n.lower() != b"content-length"]
+        headers = answer_headers(name, refusal.status, refusal.headers)
+        headers = [(n, v) for n, v in headers if n.lower() != b"content-length"]
         headers.append((b"content-length", str(len(refusal.body)).encode()))
-        await _refuse(send, entry, refusal.status, headers, refusal.body)
+        entry.status = refusal.status
+        await refuse(send, refusal.status, headers, refusal.body)
+        entry.complete = True
         return
+    told = Close(ABNORMAL, "")
     try:
-        await send({"type": "websocket.accept", "subprotocol": replica.protocol, "headers": []})
+        headers = handshake_headers(name, headers_of(replica))
+        await send({"type": "websocket.accept", "subprotocol": replica.protocol, "headers": headers})
         entry.status = 101
-        await _pump(replica, receive, send)
+        told = await _pump(replica, receive, send)
         entry.complete = True
     finally:
-        await replica.close(code=GOING_AWAY)
+        # Of no effect where the replica has closed first.
+        await replica.close(code=told.code_or(GOING_AWAY), message=told.reason.encode())
 
 
-async def refuse(send: ASGISendCallable, entry: Entry, error: LoadBalancerError) -> None:
-    """Answer a handshake with an error of ours.
+async def refuse(send: ASGISendCallable, status: int, headers: list[Header], body: bytes) -> None:
+    """Answer a handshake with something other than a WebSocket.
 
     Args:
         send: ASGI's send.
-        entry: Where the outcome is noted.
-        error: What is wrong.
+        status: Of the answer.
+        headers: Of the answer.
+        body: The whole of it.
     """
-    ours = answer(error)
-    await _refuse(send, entry, ours.status, encode(ours), ours.body)
-
-
-async def _refuse(
-    send: ASGISendCallable, entry: Entry, status: int, headers: list[Header], body: bytes
-) -> None:
-    entry.status = status
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
-    entry.complete = True
 
 
 async def _pump(
     replica: aiohttp.ClientWebSocketResponse, receive: ASGIReceiveCallable, send: ASGISendCallable
-) -> None:
-    """Pass messages both ways until one side closes, then let the other close too."""
-    tasks = {
+) -> Close:
+    """Pass messages both ways until one side closes; returns how it did."""
+    tasks = [
         asyncio.create_task(_from_client(replica, receive)),
         asyncio.create_task(_from_replica(replica, send)),
-    }
+    ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
+    return next(task.result() for task in done)
 
 
-async def _from_client(replica: aiohttp.ClientWebSocketResponse, receive: ASGIReceiveCallable) -> None:
+async def _from_client(replica: aiohttp.ClientWebSocketResponse, receive: ASGIReceiveCallable) -> Close:
     while True:
         message = await receive()
+        if message["type"] == "websocket.disconnect":
+            # Hypercorn's own types know of no reason; the lane's streams tell it.
+            return Close(message["code"], str(message.get("reason") or ""))
         if message["type"] != "websocket.receive":
-            return
+            raise AssertionError(message["type"])
         try:
             if (text := message["text"]) is not None:
                 await replica.send_str(text)
             elif (data := message["bytes"]) is not None:
                 await replica.send_bytes(data)
         except ConnectionError:
-            return  # the other task sees the replica's end, and why
+            # The other task sees the replica's end, and how it closed.
+            await asyncio.Future()
 
 
-async def _from_replica(replica: aiohttp.ClientWebSocketResponse, send: ASGISendCallable) -> None:
-    async for message in replica:
+async def _from_replica(replica: aiohttp.ClientWebSocketResponse, send: ASGISendCallable) -> Close:
+    while True:
+        message = await replica.receive()
         if message.type is aiohttp.WSMsgType.TEXT:
             await send({"type": "websocket.send", "bytes": None, "text": message.data})
         elif message.type is aiohttp.WSMsgType.BINARY:
             await send({"type": "websocket.send", "bytes": message.data, "text": None})
-    code = replica.close_code
-    if code == NO_STATUS:
-        code = 1000
-    elif code is None or code == ABNORMAL:
-        code = BAD_GATEWAY
-    await send({"type": "websocket.close", "code": code, "reason": None})
+        elif message.type is aiohttp.WSMsgType.CLOSE:
+            closed = Close(message.data or NO_STATUS, message.extra or "")
+            break
+        else:
+            closed = Close(ABNORMAL, "")
+            break
+    await send({"type": "websocket.close", "code": closed.code_or(BAD_GATEWAY), "reason": closed.reason})
+    return closed
