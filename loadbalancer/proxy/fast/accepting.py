@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from loadbalancer.errors import is_own_limit
-from loadbalancer.proxy.forwarding import TrustedProxies
+from loadbalancer.proxy.forwarding import TrustedProxies, plain
 from loadbalancer.proxy.proxy_protocol import MAX_HEADER, ProxyProtocolError, read_header
 
 ACCEPTED_AT_ONCE = 256
@@ -79,7 +79,7 @@ class Acceptor:
 
     Args:
         listener: A bound socket.
-        make_protocol: Makes the protocol of a connection, told the client's address if a proxy has told it.
+        make_protocol: Makes the protocol of a connection, told the client's address.
         spawn: Runs a coroutine in a task that somebody looks after.
         handshakes: What comes before the first request.
     """
@@ -135,7 +135,7 @@ class Acceptor:
                 self._pausing = self._loop.call_later(PAUSE, self._go_on)
                 return
             connection.setblocking(False)
-            self._spawn(self._open(connection, peer[0] if isinstance(peer, tuple) else ""))
+            self._spawn(self._open(connection, plain(peer[0]) if isinstance(peer, tuple) else ""))
 
     def _go_on(self) -> None:
         self._pausing = None
@@ -143,11 +143,11 @@ class Acceptor:
 
     async def _open(self, connection: socket.socket, peer: str) -> None:
         handshakes = self._handshakes
-        source = ""
+        source = peer
         try:
             if handshakes.proxies is not None and handshakes.proxies.trusts(peer):
                 async with asyncio.timeout(handshakes.within):
-                    source = await self._read_proxy_header(connection) or ""
+                    source = await self._read_proxy_header(connection) or peer
             await self._loop.connect_accepted_socket(
                 lambda: self._make_protocol(source), connection, ssl=handshakes.tls, **handshakes.times()
             )

@@ -36,7 +36,7 @@ class ClientConnection(ClientShell):
         source: Address of the client, where a proxy has told it in front of everything else.
     """
 
-    __slots__ = ("_connection", "_id", "_quick", "_upstream", "_validator")
+    __slots__ = ("_connection", "_id", "_keeps", "_quick", "_upstream", "_validator")
 
     def __init__(self, lane: "FastLane", source: str = "") -> None:
         ClientShell.__init__(self, lane, source)
@@ -44,6 +44,8 @@ class ClientConnection(ClientShell):
         self._quick = b""
         """The packet of the usual request that is under way."""
         self._id = ""
+        self._keeps = True
+        """Whether the usual request that is under way lets the connection go on."""
         self._upstream: Upstream | None = None
         self._connection: UpstreamConnection | None = None
         """The connection on which the usual request was sent; None when there is none."""
@@ -70,9 +72,10 @@ class ClientConnection(ClientShell):
     def _begin_quick(self, data: bytes, request: QuickRequest) -> None:
         """Send a usual request on; `data` is its packet."""
         lane = self.lane
-        target, head, host, given, body = request
+        target, head, host, given, body, keeps = request
         self._id = request_id = given.decode("latin-1") if given else lane.ids.make()
         self._quick = data
+        self._keeps = keeps
         self._began = lane.clock()
         lane.accounting.metrics.in_flight += 1
         self.state = _ANSWER
@@ -100,7 +103,7 @@ class ClientConnection(ClientShell):
         status, data = answered
         lane, upstream = self.lane, self._upstream
         self._connection = self._upstream = None
-        last = (lane.closing or self._half_closed) and self.last
+        last = not self._keeps or ((lane.closing or self._half_closed) and self.last)
         if last:
             data = data.replace(END_OF_HEAD, b"\r\nconnection: close\r\n\r\n", 1)
         self.transport.write(data)

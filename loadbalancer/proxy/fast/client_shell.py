@@ -6,6 +6,9 @@ the connection so that the client can read the last answer. `client` adds the sh
 
 import asyncio
 import math
+import socket
+import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from loadbalancer.answers import answer
@@ -70,11 +73,10 @@ class ClientShell(ClientSide, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
-        ours = transport.get_extra_info("sockname")
         self.peer = Peer(
             self._source or (plain(peer[0]) if isinstance(peer, tuple) else ""),
             self.lane.scheme,
-            authority(ours[0], ours[1]).encode() if isinstance(ours, tuple) else b"localhost",
+            self._own_address,
             self.lane.proxies,
         )
         try:
@@ -95,6 +97,10 @@ class ClientShell(ClientSide, asyncio.Protocol):
         except Exception as error:
             self.lane.defect(error)
             self.abort()
+
+    def _own_address(self) -> bytes:
+        ours = self.transport.get_extra_info("sockname")
+        return authority(ours[0], ours[1]).encode() if isinstance(ours, tuple) else b"localhost"
 
     def eof_received(self) -> bool:
         """The client sends no more, which does not mean that it has gone (RFC 9112, section 9.6)."""
@@ -205,7 +211,14 @@ class ClientShell(ClientSide, asyncio.Protocol):
             self._proceed()
 
     def abort(self) -> None:
-        """Break off: the client must not take what it has for the whole."""
+        """Break off, by a reset: the client must not take what it has for the whole.
+
+        Where the end of the connection shows the end of the body, an orderly end would look like that.
+        """
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def collect(self) -> None:

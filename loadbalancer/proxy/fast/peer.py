@@ -1,5 +1,6 @@
 """The other end of a client's connection: what stays the same for all its requests."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from loadbalancer.proxy.forwarding import Identity, TrustedProxies
@@ -13,13 +14,13 @@ class Peer:
     Args:
         address: Its address; empty if unknown.
         scheme: `http` or `https`: as it speaks.
-        host: Our own address and port, for HTTP/1.0 requests without Host.
+        host: Tells our own address and port, for HTTP/1.0 requests without Host.
         proxies: The proxies whose forwarding headers are believed.
     """
 
     address: str
     scheme: str
-    host: bytes
+    host: Callable[[], bytes]
     proxies: TrustedProxies
     trusted: bool = field(init=False)
     """Whether it is one of those proxies."""

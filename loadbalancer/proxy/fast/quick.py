@@ -87,6 +87,7 @@ IN_ANSWERS = _spelled(
 CR = ord("\r")
 
 _KEEP_ALIVE = frozenset({b"keep-alive", b"Keep-Alive"})
+_CLOSE = frozenset({b"close", b"Close"})
 
 
 class Validator:
@@ -140,10 +141,10 @@ class _Complete:
         self.messages += 1
 
 
-QuickRequest = tuple[bytes, bytes, bytes, bytes, bytes]
+QuickRequest = tuple[bytes, bytes, bytes, bytes, bytes, bool]
 """A usual request: its target, its lines as a replica gets them (without the empty one, and more are added),
-the values of Host and of X-Request-Id (empty if there is none), and its body. (A plain tuple is the fastest
-to make.)"""
+the values of Host and of X-Request-Id (empty if there is none), its body, and whether the connection goes on
+after it. (A plain tuple is the fastest to make.)"""
 
 
 def read_request(data: bytes, limits: Limits, *, trusted: bool) -> QuickRequest | None:
@@ -174,6 +175,7 @@ def read_request(data: bytes, limits: Limits, *, trusted: bool) -> QuickRequest 
     head = data[: end - 2]
     host = request_id = b""
     length = 0
+    keeps = True
     for cut, name, value in REQUEST_HEADERS.findall(data, begin, end - 3):
         role = IN_REQUESTS.get(name)
         if role is HOST_LINE:
@@ -190,13 +192,16 @@ def read_request(data: bytes, limits: Limits, *, trusted: bool) -> QuickRequest 
             if request_id or not value or value[-1:] in b" \t":
                 return None
             request_id = value
+        elif role is CONNECTION and value in _CLOSE and keeps:
+            keeps = False
+            head = head.replace(b"\n" + cut, b"", 1)
         elif role is LENGTH and not length and value.isdigit() and len(value) < 10:
             length = int(value)
         else:
             return None
     if not host or size != end + length or (limits.body and length > limits.body):
         return None
-    return target, head, host, request_id, data[end:]
+    return target, head, host, request_id, data[end:], keeps
 
 
 def read_answer(data: bytes) -> tuple[int, bytes] | bool:

@@ -241,7 +241,7 @@ class _Checked:
         """The request, with the head that a replica gets."""
         peer = self.peer
         sent = [header for header in self.sent if header[0].lower() != b"host"]
-        sent.insert(0, (b"Host", self.host or peer.host))
+        sent.insert(0, (b"Host", self.host or peer.host()))
         request_id = given_id(self.headers) or make_id()
         who = peer.identify(self.headers)
         headers = to_replica(sent, client=who.client, scheme=who.scheme, request_id=request_id, via=who.via)
