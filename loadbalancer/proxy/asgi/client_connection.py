@@ -51,6 +51,7 @@ class ClientConnection(TCPServer):
         context: Says when the server stops.
         reader: From the client.
         writer: To the client.
+        address: Of the client; empty: the other end's.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ClientConnection(TCPServer):
         context: WorkerContext,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        address: str = "",
     ) -> None:
         loop = asyncio.get_running_loop()
         # What Hypercorn hands on is called by `_Tasks` alone.
@@ -67,6 +69,7 @@ class ClientConnection(TCPServer):
         self._cut_off: asyncio.TimerHandle | None = None
         """Ends the connection; None while it goes on."""
         self._lingers_until = 0.0
+        self._address = address
 
     async def run(self) -> None:
         """Serve the connection until it ends."""
@@ -105,7 +108,7 @@ class ClientConnection(TCPServer):
             tasks,
             ConnectionState({}),
             tls is not None,
-            parse_socket_addr(socket.family, socket.getpeername()),
+            (self._address, 0) if self._address else parse_socket_addr(socket.family, socket.getpeername()),
             parse_socket_addr(socket.family, socket.getsockname()),
             self.protocol_send,
             tls.selected_alpn_protocol() if tls is not None else None,

@@ -36,11 +36,12 @@ class Http2:
         self._options = options
         self._context = WorkerContext(None)
 
-    async def serve(self, transport: asyncio.Transport) -> None:
+    async def serve(self, transport: asyncio.Transport, address: str) -> None:
         """Serve a connection until it ends.
 
         Args:
             transport: The connection, from which nothing has been read.
+            address: Of the client, which a proxy may have told.
         """
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(READ_AHEAD, loop)
@@ -48,7 +49,7 @@ class Http2:
         protocol.connection_made(transport)
         transport.set_protocol(protocol)
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        await ClientConnection(self._app, self._options, self._context, reader, writer)
+        await ClientConnection(self._app, self._options, self._context, reader, writer, address)
 
     async def drain(self) -> None:
         """Take no more requests: connections end when nothing is in flight on them."""

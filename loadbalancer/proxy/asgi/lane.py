@@ -176,7 +176,9 @@ class AsgiLane:
             head.headers, client=head.client, scheme=head.scheme, request_id=head.request_id, via=head.via
         )
         with as_upstream_errors(upstream, settings.connect_timeout, settings.response_timeout):
-            async with Patience(settings.response_timeout, settings.idle_timeout) as patience:
+            async with Patience(
+                settings.response_timeout, settings.idle_timeout, settings.tunnel_idle_timeout
+            ) as patience:
                 data = body.when_asked_for(patience) if request.expects else await body.stream(patience)
                 # A body that is held back is asked for after a while, whatever the replica says.
                 patience.with_replica(endless=request.expects)

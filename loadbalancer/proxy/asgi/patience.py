@@ -17,15 +17,17 @@ class Patience:
     Args:
         replica: Seconds the replica may be silent.
         client: Seconds the client may neither send what it has announced nor take what it is sent.
+        stream: Seconds a stream of events may be silent; 0: for ever.
 
     Raises:
         TimeoutError: On leaving, when the replica was silent for too long.
         ClientGoneError: On leaving, when the client was, or when it went away.
     """
 
-    def __init__(self, replica: float, client: float) -> None:
+    def __init__(self, replica: float, client: float, stream: float = 0.0) -> None:
         self._replica = replica
         self._client = client
+        self._stream = stream or None
         self._loop = asyncio.get_running_loop()
         self._timeout = asyncio.timeout(None)
         self._with_client = False
@@ -33,9 +35,9 @@ class Patience:
         self._client_gone = False
 
     def with_replica(self, endless: bool = False) -> None:
-        """From now on, the replica is waited for; without end if its answer is a stream of events."""
+        """From now on, the replica is waited for; a stream of events has a time limit of its own."""
         self._with_client = False
-        self._move(None if endless else self._replica)
+        self._move(self._stream if endless else self._replica)
 
     def with_client(self) -> None:
         """From now on, the client is waited for."""

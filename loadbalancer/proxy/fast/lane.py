@@ -47,8 +47,8 @@ log = structlog.get_logger("loadbalancer.proxy")
 class Http2Server(Protocol):
     """Takes the connections that speak HTTP/2."""
 
-    async def serve(self, transport: asyncio.Transport) -> None:
-        """Serve a connection until it ends."""
+    async def serve(self, transport: asyncio.Transport, address: str) -> None:
+        """Serve a connection of a client with that address until it ends."""
 
     async def drain(self) -> None:
         """Take no more requests."""
@@ -217,7 +217,7 @@ class FastLane:
         if self._http2 is None:
             client.abort()
             return
-        self.spawn(self._http2.serve(client.transport), self.defect).add_done_callback(
+        self.spawn(self._http2.serve(client.transport, client.peer.address), self.defect).add_done_callback(
             lambda _: self.forget(client)
         )
 
