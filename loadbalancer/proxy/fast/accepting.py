@@ -20,6 +20,9 @@ from loadbalancer.proxy.proxy_protocol import MAX_HEADER, ProxyProtocolError, re
 ACCEPTED_AT_ONCE = 256
 """Connections that are accepted in one turn: more would keep those that are open waiting."""
 
+ROUNDS = 64
+"""Turns' worths of connections that are accepted before a socket is closed: more than any backlog."""
+
 PAUSE = 0.1
 """Seconds without accepting after the system has had no file or memory left for a connection."""
 
@@ -110,6 +113,12 @@ class Acceptor:
         self._listener.listen(backlog)
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
+    def accept_waiting(self) -> None:
+        """Accept all that wait, before the socket is closed: closing it would reset their connections."""
+        for _ in range(ROUNDS):
+            if not self._accept():
+                return
+
     def stop(self) -> None:
         """Accept no more, and close the socket."""
         if self._listener.fileno() < 0:
@@ -119,12 +128,13 @@ class Acceptor:
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Accept a turn's worth of connections; say whether more may wait."""
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 connection, peer = self._listener.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                return False
             except OSError as error:
                 if error.errno in _GONE:
                     continue
@@ -133,9 +143,10 @@ class Acceptor:
                 log.error("no connection can be accepted", reason=error.strerror)
                 self._loop.remove_reader(self._listener.fileno())
                 self._pausing = self._loop.call_later(PAUSE, self._go_on)
-                return
+                return False
             connection.setblocking(False)
             self._spawn(self._open(connection, plain(peer[0]) if isinstance(peer, tuple) else ""))
+        return True
 
     def _go_on(self) -> None:
         self._pausing = None

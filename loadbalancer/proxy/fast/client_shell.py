@@ -89,7 +89,8 @@ class ClientShell(ClientSide, asyncio.Protocol):
             self.become(_CLOSED)
             self.lane.hand_over(self)
             return
-        self.deadline = self.lane.now + self.lane.limits.idle_timeout
+        # One that came while the lane closes gets a moment for the request that it may have sent.
+        self.deadline = self.lane.now + (LINGER if self.lane.closing else self._limits.idle_timeout)
 
     def data_received(self, data: bytes) -> None:
         try:

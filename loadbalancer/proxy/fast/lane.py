@@ -12,6 +12,7 @@ import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -99,6 +100,8 @@ class FastLane:
         self._refused: set[ClientShell] = set()
         self._from_address: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._opening: set[asyncio.Task[None]] = set()
+        """Connections that are accepted and not yet open."""
         self._acceptors: dict[socket.socket, Acceptor] = {}
         self._empty = asyncio.Event()
         shortest = min(settings.idle_timeout, settings.response_timeout, self.limits.head_timeout, LINGER)
@@ -156,17 +159,19 @@ class FastLane:
             patience: Seconds after which the rest is left to `async with` to cut off.
         """
         self.closing = True
+        for acceptor in self._acceptors.values():
+            acceptor.accept_waiting()
         self._stop_accepting()
-        if self._http2 is not None:
-            await self._http2.drain()
         for client in tuple(self._clients):
             client.drain()
-        if self._clients:
-            try:
-                async with asyncio.timeout(patience):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                if self._http2 is not None:
+                    await self._http2.drain()
+                if self._opening:
+                    await asyncio.wait(self._opening)
+                if self._clients:
                     await self._empty.wait()
-            except TimeoutError:
-                return
 
     def _stop_accepting(self) -> None:
         while self._acceptors:
@@ -255,8 +260,10 @@ class FastLane:
         task.add_done_callback(ended)
         return task
 
-    def _spawn_open(self, work: Coroutine[Any, Any, None]) -> object:
-        return self.spawn(work, self.defect)
+    def _spawn_open(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.spawn(work, self.defect)
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
 
     @staticmethod
     def defect(error: BaseException) -> None:
