@@ -9,10 +9,16 @@ import gzip
 import hashlib
 import json
 import os
+import socket
 from urllib.parse import parse_qs, urlsplit
 
+SERVERS: list[asyncio.Server] = []
 LOG: list[str] = []
+TRAILERS_SEEN: list[bytes] = []
+"""The trailers of the last body in chunks."""
 CONNECTIONS = 0
+
+CLOSES_AFTER = 0.2
 
 TRAILERS = b"5\r\nhello\r\n0\r\nx-checksum: 5d41\r\n\r\n"
 
@@ -25,8 +31,9 @@ async def read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> tu
             digest.update(await reader.readexactly(size))
             length += size
             await reader.readexactly(2)
-        while await reader.readline() != b"\r\n":
-            pass  # trailers
+        TRAILERS_SEEN.clear()
+        while (line := await reader.readline()) != b"\r\n":
+            TRAILERS_SEEN.append(line)
     else:
         left = int(headers.get("content-length", "0"))
         while left:
@@ -74,19 +81,26 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     global CONNECTIONS
     CONNECTIONS += 1
     connection = CONNECTIONS
+    patience = None
     try:
-        while await one(reader, writer, connection):
-            pass
-    except (EOFError, ConnectionError, ValueError):
+        while True:
+            async with asyncio.timeout(patience):
+                head = await reader.readuntil(b"\r\n\r\n")
+            if not await one(head, reader, writer, connection):
+                return
+            # `/closing` has the connection end when it is idle for a moment, as that of a server in a hurry.
+            patience = CLOSES_AFTER if b" /closing " in head else None
+    except (EOFError, ConnectionError, ValueError, TimeoutError):
         pass
     finally:
         writer.close()
 
 
-async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int) -> bool:
+async def one(
+    head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int
+) -> bool:
     """Answer one request; say whether the connection goes on."""
-    raw = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    line, *fields = raw.split("\r\n")[:-2]
+    line, *fields = head.decode("latin-1").split("\r\n")[:-2]
     method, target, _ = line.split(" ")
     pairs = [(name, value.strip()) for name, value in (field.split(":", 1) for field in fields)]
     headers = {name.lower(): value for name, value in pairs}
@@ -99,6 +113,8 @@ async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connec
         raise
     if url.path == "/log":
         writer.write(answer(json.dumps(LOG).encode()))
+    elif url.path == "/trailing":
+        writer.write(answer(b"".join(TRAILERS_SEEN)))
     elif url.path in PLAIN:
         head, end, body = PLAIN[url.path].partition(b"\r\n\r\n")
         writer.write(head + end + (b"" if method == "HEAD" else body))
@@ -120,6 +136,14 @@ async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connec
         writer.write(answer(b"no", "500 Internal Server Error"))
     elif url.path == "/maybe" and "DIE" in os.environ:
         return False
+    elif url.path == "/half-on" and os.environ["HOSTNAME"] == query["name"]:
+        writer.write(WRONG["/half"])  # and this one replica breaks off
+        return False
+    elif url.path == "/narrow":  # from now on the kernel keeps one connection waiting, and no more
+        for listener in SERVERS[0].sockets:
+            with socket.socket(fileno=os.dup(listener.fileno())) as narrow:
+                narrow.listen(0)
+        writer.write(answer(b""))
     elif url.path == "/slow":
         await asyncio.sleep(float(query["seconds"]))
         writer.write(answer(b"at last"))
@@ -127,6 +151,7 @@ async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connec
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
         while data := await reader.read(1 << 16):
             writer.write(data)
+            await writer.drain()
         writer.write(b", and goodbye")
         return False
     elif url.path == "/download":
@@ -173,6 +198,7 @@ async def main() -> None:
     server = await asyncio.start_server(
         serve, os.environ.get("HOST", "127.0.0.1"), int(os.environ["PORT"]), limit=1 << 20
     )
+    SERVERS.append(server)
     await server.serve_forever()
 
 
