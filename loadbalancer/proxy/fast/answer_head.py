@@ -72,6 +72,16 @@ class _Collector:
         self.keep_alive = self.parser.should_keep_alive()
 
 
+def names_both_lengths(part: bytes) -> bool:
+    """Whether a part of a head names both lengths of a body, perhaps without their values.
+
+    Args:
+        part: The head from its first byte on.
+    """
+    part = part.lower()
+    return b"\ncontent-length" in part and b"\ntransfer-encoding" in part
+
+
 def read_answer_head(head: bytes, method: str, name: str) -> AnswerHead:
     """Read a whole head.
 

@@ -13,7 +13,7 @@ from enum import Enum, auto
 import httptools
 
 from loadbalancer.errors import DefectError, UpstreamError, UpstreamGarbledError
-from loadbalancer.proxy.fast.answer_head import AnswerHead, read_answer_head
+from loadbalancer.proxy.fast.answer_head import AnswerHead, names_both_lengths, read_answer_head
 from loadbalancer.proxy.fast.bodies import (
     BodyFramingError,
     BodyReader,
@@ -168,7 +168,7 @@ class ReplicaSide:
         """Read informational heads and the final one; return what comes after it."""
         before, self._buffer = self._buffer, b""
         data = before + data if before else data
-        known = len(before)
+        known = len(before) if self._probe is not None else 0  # what `quick` has kept was not looked at here
         while data:
             end = data.find(b"\r\n\r\n", max(0, known - 3)) + 4
             if self._heads + max(end, len(data) if end < 4 else 0) > MAX_HEAD:
@@ -191,10 +191,12 @@ class ReplicaSide:
     def _check_part(self, data: bytes, known: int) -> None:
         """See at once that a part of a head begins none."""
         if self._probe is None:
-            self._probe, known = httptools.HttpResponseParser(None), 0
+            self._probe = httptools.HttpResponseParser(None)
         try:
             self._probe.feed_data(data[known:])
         except httptools.HttpParserError as error:
+            if names_both_lengths(data):
+                return  # what llhttp refuses by itself; the whole head is read otherwise
             raise UpstreamGarbledError(f"{self.name} answered something that is not HTTP: {error}") from None
 
     def _begin(self, head: AnswerHead, answered: Answered) -> None:
