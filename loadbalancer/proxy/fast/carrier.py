@@ -121,13 +121,14 @@ class Carrier:
 
     def _use(self, pool: Pool) -> None:
         fresh = self._route is not None and self._route.fresh
-        connection = None if fresh else pool.take(sure=not self._may_meet_a_stale_connection())
+        connection = None if fresh else pool.take(sure=not self.may_meet_a_stale_connection)
         if connection is not None:
             self._send_by(connection)
         else:
             self._spawn(self._connect(pool))
 
-    def _may_meet_a_stale_connection(self) -> bool:
+    @property
+    def may_meet_a_stale_connection(self) -> bool:
         """Whether the request can be sent again when a kept connection turns out to have ended."""
         exchange = self.exchange
         return exchange.request.method in IDEMPOTENT and exchange.request_whole and exchange.repeatable

@@ -211,9 +211,10 @@ class UpstreamConnection(ReplicaSide, asyncio.Protocol):
             return
         answered = self.receive(data)
         head = answered.head
-        if self.used and head is not None and head.status == 408 and not head.keep_alive:
-            # It answers nothing: the replica tells that it closes the idle connection (RFC 9110, section
-            # 15.5.9).
+        told_408 = head is not None and head.status == 408 and not head.keep_alive
+        if told_408 and self.used and self._carrier.may_meet_a_stale_connection:
+            # Perhaps it answers nothing, but tells that the replica closes the idle connection (RFC 9110,
+            # section 15.5.9). A request that cannot be sent again is on a connection that was not idle.
             answered = Answered(error=UpstreamStaleError(f"{self.name} closed an idle connection with a 408"))
         self._carrier.replica_sent(answered)
 

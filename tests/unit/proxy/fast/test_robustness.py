@@ -35,3 +35,17 @@ async def test_a_short_answer_that_is_collected_goes_on_the_general_way() -> Non
         client.protocol.resume_writing()
         replica.send(b"lf")
         assert client.written.endswith(b"\r\n\r\nhalf")
+
+
+@scenario
+async def test_a_408_to_a_request_that_cannot_be_sent_again_is_its_answer() -> None:
+    """RFC 9110, section 15.5.9: the replica has waited for the request itself, not for the next one."""
+    async with rig() as lane:
+        replica, client = lane.warm(), lane.client()
+        client.send(GET)
+        replica.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        client.send(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nha")
+        replica.send(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 4\r\n\r\nlate")
+        assert len(lane.opened) == 1, "on the connection that was used before"
+        assert b"HTTP/1.1 408 Request Timeout\r\n" in client.written
+        assert client.written.endswith(b"\r\n\r\nlate")
