@@ -364,7 +364,7 @@ class Carrier:
         if exchange.answering:
             # The answer stays unfinished: the connection breaks, and the client knows.
             self._end()
-            client.abort()
+            client.abort(reset=exchange.ends_with_connection)
             return
         last = client.last or not exchange.request_whole
         client.write(exchange.own_answer(answer(error), last=last))

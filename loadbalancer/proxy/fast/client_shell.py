@@ -211,13 +211,14 @@ class ClientShell(ClientSide, asyncio.Protocol):
         else:
             self._proceed()
 
-    def abort(self) -> None:
-        """Break off, by a reset: the client must not take what it has for the whole.
+    def abort(self, *, reset: bool = False) -> None:
+        """Break off: the client must not take what it has for the whole.
 
-        Where the end of the connection shows the end of the body, an orderly end would look like that.
+        Args:
+            reset: Whether an orderly end of the connection would look like the end of the answer.
         """
         sock = self.transport.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
+        if reset and sock is not None:
             with suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()

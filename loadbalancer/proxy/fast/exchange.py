@@ -103,6 +103,11 @@ class Exchange:
         return self.state is ExchangeState.ANSWERING or self.state is ExchangeState.TUNNEL
 
     @property
+    def ends_with_connection(self) -> bool:
+        """Whether the end of the client's connection shows it the end of the answer."""
+        return self._framing is Framing.CLOSE
+
+    @property
     def switched(self) -> bool:
         """Whether another protocol is spoken."""
         return self.state is ExchangeState.TUNNEL
