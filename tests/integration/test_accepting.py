@@ -112,7 +112,8 @@ def forwarded_for(proxied: Proxied, header: bytes, *, slowly: bool = False) -> s
     with issued.wrap(connection) if issued else connection as speaking:
         speaking.sendall(LAST)
         facts = json.loads(read_all(speaking).partition(b"\r\n\r\n")[2])
-    return {name.lower(): value for name, value in facts["headers"]}["x-forwarded-for"]
+    told: str = {name.lower(): value for name, value in facts["headers"]}["x-forwarded-for"]
+    return told
 
 
 @pytest.mark.parametrize("slowly", [False, True])
@@ -193,19 +194,19 @@ def test_a_tls_client_that_stays_after_its_last_answer_counts_no_longer(issued: 
 
 
 def test_stopping_does_not_wait_for_an_idle_tls_client(issued: Issued) -> None:
-    with LoadBalancer(*ODD, *issued.options, "--drain-timeout", "25", replicas=1) as lb:
-        with issued.wrap(connect(lb)) as client:
-            client.sendall(GET)
-            read_until(client, b"}")
-            began = time.monotonic()
-            assert lb.stop() == 0
-            assert time.monotonic() - began < 8
+    options = (*ODD, *issued.options, "--drain-timeout", "25")
+    with LoadBalancer(*options, replicas=1) as lb, issued.wrap(connect(lb)) as client:
+        client.sendall(GET)
+        read_until(client, b"}")
+        began = time.monotonic()
+        assert lb.stop() == 0
+        assert time.monotonic() - began < 8
 
 
 def test_a_tls_handshake_that_does_not_come_is_not_waited_for(issued: Issued) -> None:
-    with LoadBalancer(*ODD, *issued.options, "--head-timeout", "0.4", replicas=1) as lb:
-        with connect(lb) as silent:
-            assert ended(silent) == b""
+    options = (*ODD, *issued.options, "--head-timeout", "0.4")
+    with LoadBalancer(*options, replicas=1) as lb, connect(lb) as silent:
+        assert ended(silent) == b""
 
 
 # -- peers that vanish ------------------------------------------------------------------------------------
