@@ -134,7 +134,7 @@ class Carrier:
         return exchange.request.method in IDEMPOTENT and exchange.request_whole and exchange.repeatable
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._task = self._lane.spawn(work, self._defect)
+        self._task = self._lane.spawn(work, self.defect)
         self._client.set_deadline()
 
     async def _connect(self, pool: Pool) -> None:
@@ -382,9 +382,10 @@ class Carrier:
         try:
             step(argument)
         except Exception as error:
-            self._defect(error)
+            self.defect(error)
 
-    def _defect(self, error: BaseException) -> None:
+    def defect(self, error: BaseException) -> None:
+        """Answer 500: something went wrong that nobody foresaw, which is no replica's fault."""
         log.error("defect", reason=repr(error), exc_info=error)
         if self.exchange.state is ExchangeState.OVER:
             self._client.abort()

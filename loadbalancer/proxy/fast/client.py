@@ -52,11 +52,22 @@ class ClientConnection(ClientShell):
 
     def data_received(self, data: bytes) -> None:
         if self.state is _IDLE and not self.write_held:
-            request = read_request(data, self._limits, trusted=self.peer.trusted)
-            if request is not None and self._validator.accepts(data):
-                self._begin_quick(data, request)
+            try:
+                request = read_request(data, self._limits, trusted=self.peer.trusted)
+                if request is not None and self._validator.accepts(data):
+                    self._begin_quick(data, request)
+                    return
+            except Exception as error:
+                self.defect(error)
                 return
         ClientShell.data_received(self, data)
+
+    def defect(self, error: Exception) -> None:
+        """See `ClientShell.defect`."""
+        self._leave_the_short_way()
+        if self._carrier is None and self.state is _ANSWER:
+            self._carrier = self._carrier_of_quick()
+        ClientShell.defect(self, error)
 
     def release_collected(self, began: float) -> None:
         """See `ClientShell.release_collected`."""

@@ -96,8 +96,7 @@ class ClientShell(ClientSide, asyncio.Protocol):
         try:
             self._take(data)
         except Exception as error:
-            self.lane.defect(error)
-            self.abort()
+            self.defect(error)
 
     def _own_address(self) -> bytes:
         ours = self.transport.get_extra_info("sockname")
@@ -141,6 +140,14 @@ class ClientShell(ClientSide, asyncio.Protocol):
     def last(self) -> bool:
         """Whether the connection ends with the present answer, whatever that says."""
         return self.lane.closing or (self._half_closed and not self.unread)
+
+    def defect(self, error: Exception) -> None:
+        """A step of ours has failed in a way that it did not foresee."""
+        if self._carrier is not None:
+            self._carrier.defect(error)
+        else:
+            self.lane.defect(error)
+            self.abort()
 
     def _client_held(self) -> None:
         self._leave_the_short_way()

@@ -77,19 +77,27 @@ class UpstreamConnection(ReplicaSide, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         client = self._quick
         if client is not None:
-            if self._buffer:
-                data, self._buffer = self._buffer + data, b""
-            answer = read_answer(data)
-            if answer is True:
-                self._buffer = data
-                client.collect()
-                return
-            if answer is not False and self._validator.accepts(data):
-                self._quick = None
-                self.state = _IDLE
-                self.used = True
-                self.pool.give_back(self)
-                client.quick_answered(answer)
+            try:
+                if self._buffer:
+                    data, self._buffer = self._buffer + data, b""
+                answer = read_answer(data)
+                if answer is True:
+                    self._buffer = data
+                    client.collect()
+                    return
+                if answer is not False and self._validator.accepts(data):
+                    self._quick = None
+                    self.state = _IDLE
+                    self.used = True
+                    self.pool.give_back(self)
+                    client.quick_answered(answer)
+                    return
+            except Exception as error:
+                if self._quick is not None:
+                    client.defect(error)
+                else:
+                    client.lane.defect(error)
+                    client.abort()  # it may have a part of the answer
                 return
             client.take_general_way(self)
         carrier = self._carrier

@@ -182,8 +182,8 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(replicas: int = 1, **options: Any) -> AsyncIterator[Rig]:
-    """A lane with as many replicas in rotation; at the end nothing may be in flight, and no defect logged.
+async def bare_rig(replicas: int = 1, **options: Any) -> AsyncIterator[Rig]:
+    """A lane with as many replicas in rotation.
 
     Args:
         replicas: How many.
@@ -191,15 +191,21 @@ async def rig(replicas: int = 1, **options: Any) -> AsyncIterator[Rig]:
     """
     upstreams = [Upstream(f"S{number}", number, "127.0.0.1", number) for number in range(1, replicas + 1)]
     source = Publication(make_snapshot(upstreams), lambda: bool(replicas))
-    metrics = Metrics()
     settings = Settings.model_validate({"eject_after": 0, "queue_timeout": 0, **options})
-    accounting = Accounting(metrics, access_log=False)
+    accounting = Accounting(Metrics(), access_log=False)
+    async with FastLane(source, settings, accounting, "/nowhere", rng=random.Random(1)) as lane:
+        made = Rig(lane, upstreams, source)
+        yield made
+        await made.settle()
+
+
+@asynccontextmanager
+async def rig(replicas: int = 1, **options: Any) -> AsyncIterator[Rig]:
+    """The same; at the end nothing may be in flight, and no defect logged."""
     with capture_logs() as records:
-        async with FastLane(source, settings, accounting, "/nowhere", rng=random.Random(1)) as lane:
-            made = Rig(lane, upstreams, source)
+        async with bare_rig(replicas, **options) as made:
             yield made
-            await made.settle()
         await asyncio.sleep(0)
     assert not [record for record in records if record["event"] == "defect"]
-    assert [upstream.in_flight for upstream in upstreams] == [0] * replicas
-    assert metrics.in_flight == 0
+    assert [upstream.in_flight for upstream in made.upstreams] == [0] * replicas
+    assert made.lane.accounting.metrics.in_flight == 0
