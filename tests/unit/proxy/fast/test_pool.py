@@ -2,13 +2,19 @@
 
 import asyncio
 import errno
+import time
 from typing import Any
 
 import pytest
 
-from loadbalancer.errors import ExhaustedError, UpstreamRefusedError, UpstreamUnreachableError
+from loadbalancer.errors import (
+    ExhaustedError,
+    UpstreamLeftError,
+    UpstreamRefusedError,
+    UpstreamUnreachableError,
+)
 from loadbalancer.proxy.fast.limits import Limits
-from loadbalancer.proxy.fast.pool import CONNECTS_AT_ONCE, Pool
+from loadbalancer.proxy.fast.pool import CONNECTS_AT_ONCE, SURE, Pool
 from loadbalancer.proxy.fast.upstream import UpstreamConnection
 from loadbalancer.settings import Settings
 from tests.unit.fleet.fakes import pass_time, scenario
@@ -127,3 +133,58 @@ async def test_a_replica_that_leaves_keeps_nobody_waiting() -> None:
     pool.close()
     await pass_time(0.001)
     assert all(isinstance(task.exception(), UpstreamRefusedError) for task in asking[-5:])
+
+
+def idle_connection(pool: Pool) -> UpstreamConnection:
+    connection = UpstreamConnection(pool)
+    connection.transport = Transport()  # type: ignore[assignment]
+    pool.give_back(connection)
+    return connection
+
+
+@scenario
+async def test_the_last_one_used_is_taken_and_none_that_has_ended() -> None:
+    pool = Controlled()
+    first, second, third = (idle_connection(pool) for _ in range(3))
+    third.connection_lost(None)
+    assert pool.take() is second
+    first.connection_lost(None)
+    assert pool.take() is None
+
+
+@scenario
+async def test_what_may_not_be_sent_twice_goes_only_on_one_that_was_just_used() -> None:
+    pool = Controlled()
+    connection = idle_connection(pool)
+    pool._clock.now += SURE + 0.01  # type: ignore[misc]
+    assert pool.take(sure=True) is None
+    assert pool.take() is connection, "it is kept for others"
+    pool.give_back(connection)
+    assert pool.take(sure=True) is connection
+
+
+@scenario
+async def test_ten_thousand_idle_connections_that_end_at_once_cost_little() -> None:
+    """Each costs the same however many there are: a thousand cost about a tenth of ten thousand."""
+
+    def spent(count: int) -> float:
+        pool = Controlled()
+        connections = [idle_connection(pool) for _ in range(count)]
+        began = time.process_time()
+        for connection in connections:
+            connection.connection_lost(None)
+        assert pool.take() is None
+        return time.process_time() - began
+
+    few = min(spent(1000) for _ in range(3))
+    assert spent(10_000) < 50 * few
+
+
+@scenario
+async def test_all_who_wait_for_a_replica_that_has_left_the_rotation_are_told_at_once() -> None:
+    pool = Controlled()
+    asking = ask(pool, 3 * CONNECTS_AT_ONCE)
+    await pass_time(0.001)
+    pool.dismiss()
+    await pass_time(0.001)
+    assert all(isinstance(task.exception(), UpstreamLeftError) for task in asking)
