@@ -22,7 +22,8 @@ chaos: $(VENV)/.installed-dev ## break things under load, five times each, and r
 fuzz: $(VENV)/.installed-dev ## mutated and mixed requests and answers, cut anywhere, and odd ones beside nginx: 25 times as many as make test
 	FUZZ=$(or $(FUZZ),25) $(BIN)/python -m pytest --timeout 3600 --show-capture=no tests/unit/proxy/fast/test_quick.py \
 		tests/unit/proxy/fast/test_bodies.py tests/unit/proxy/fast/test_interleaving.py \
-		tests/unit/proxy/test_proxy_protocol.py tests/integration/test_differential.py $(ARGS)
+		tests/unit/proxy/test_proxy_protocol.py tests/integration/test_differential.py \
+		tests/integration/test_differential_answers.py $(ARGS)
 
 soak: $(VENV)/.installed-dev ## ten minutes at full load: memory stays flat, no file is left open (wants wrk installed)
 	$(BIN)/python -m analysis.bench.soak $(ARGS)

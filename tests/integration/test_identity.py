@@ -36,14 +36,15 @@ def start(lane: str) -> LoadBalancer:
 
 
 @pytest.fixture(scope="module", params=["fast", "asgi"])
-def each(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
-    with start(request.param) as running:
-        yield running
+def lane(request: pytest.FixtureRequest) -> str:
+    """Every case is one of both lanes."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="module")
-def asgi() -> Iterator[LoadBalancer]:
-    with start("asgi") as running:
+def each(lane: str) -> Iterator[LoadBalancer]:
+    with start(lane) as running:
         yield running
 
 
@@ -90,8 +91,8 @@ def test_an_empty_request_id_is_replaced(each: LoadBalancer) -> None:
     assert len(request_id) == 32
 
 
-def test_a_trusted_proxy_is_believed(asgi: LoadBalancer) -> None:
-    got = ask(asgi, PROXY, {**CLAIMS, **SHADOWS})
+def test_a_trusted_proxy_is_believed(each: LoadBalancer) -> None:
+    got = ask(each, PROXY, {**CLAIMS, **SHADOWS})
     assert got.keys() & {name.lower() for name in SHADOWS} == set(), "it may have passed these on"
     assert got["forwarded"] == [CLAIMS["Forwarded"]]
     assert got["x-forwarded-for"] == [f"198.51.100.1, 203.0.113.7, {PROXY}"]
@@ -99,38 +100,38 @@ def test_a_trusted_proxy_is_believed(asgi: LoadBalancer) -> None:
     assert got["x-forwarded-host"] == ["shop.example"]
     assert got["x-forwarded-port"] == ["443"]
     assert got["x-real-ip"] == ["203.0.113.7"]
-    assert logged(asgi, got)["client"] == "203.0.113.7"
+    assert logged(each, got)["client"] == "203.0.113.7"
 
 
-def test_a_websocket_is_told_the_same(asgi: LoadBalancer) -> None:
+def test_a_websocket_is_told_the_same(each: LoadBalancer) -> None:
     """The replica refuses the handshake with the headers that it got."""
     key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
     handshake = {"Upgrade": "websocket", "Connection": "Upgrade", **key}
-    got = ask(asgi, PROXY, {**CLAIMS, **handshake})
+    got = ask(each, PROXY, {**CLAIMS, **handshake})
     assert got["upgrade"] == ["websocket"]
     assert got["x-forwarded-for"] == [f"198.51.100.1, 203.0.113.7, {PROXY}"]
     assert got["x-forwarded-proto"] == ["https"]
-    got = ask(asgi, STRANGER, {**CLAIMS, **SHADOWS, **handshake})
+    got = ask(each, STRANGER, {**CLAIMS, **SHADOWS, **handshake})
     assert (got["x-forwarded-for"], got["x-forwarded-proto"]) == ([STRANGER], ["http"])
     assert got.keys() & {"forwarded", "x-real-ip", "x_forwarded_for"} == set()
 
 
-def test_the_client_is_found_behind_several_trusted_proxies(asgi: LoadBalancer) -> None:
-    got = ask(asgi, PROXY, {"X-Forwarded-For": "198.51.100.1, 203.0.113.8, 10.1.2.3"})
+def test_the_client_is_found_behind_several_trusted_proxies(each: LoadBalancer) -> None:
+    got = ask(each, PROXY, {"X-Forwarded-For": "198.51.100.1, 203.0.113.8, 10.1.2.3"})
     assert got["x-forwarded-for"] == [f"198.51.100.1, 203.0.113.8, 10.1.2.3, {PROXY}"]
-    assert logged(asgi, got)["client"] == "203.0.113.8"
+    assert logged(each, got)["client"] == "203.0.113.8"
 
 
-def test_what_a_trusted_proxy_does_not_tell_is_added(asgi: LoadBalancer) -> None:
-    got = ask(asgi, PROXY, {})
+def test_what_a_trusted_proxy_does_not_tell_is_added(each: LoadBalancer) -> None:
+    got = ask(each, PROXY, {})
     assert got["x-forwarded-for"] == [PROXY]
     assert got["x-forwarded-proto"] == ["http"]
     assert got["x-forwarded-host"] == ["lb.example"]
-    assert logged(asgi, got)["client"] == PROXY
+    assert logged(each, got)["client"] == PROXY
 
 
-def test_requests_are_hashed_on_the_client_that_the_proxy_tells() -> None:
-    options = ("--lane", "asgi", "--hash-on", "client-ip", "--load-factor", "0", "--trusted-proxies", PROXY)
+def test_requests_are_hashed_on_the_client_that_the_proxy_tells(lane: str) -> None:
+    options = ("--lane", lane, "--hash-on", "client-ip", "--load-factor", "0", "--trusted-proxies", PROXY)
     with LoadBalancer(*options, "--command", replica("odd"), "--access-log", replicas=3) as lb:
 
         def of(client: str, source: str = PROXY) -> str:
@@ -145,9 +146,9 @@ def test_requests_are_hashed_on_the_client_that_the_proxy_tells() -> None:
         assert len({of(client, STRANGER) for client in clients}) == 1, "a stranger is one client"
 
 
-def test_ipv4_on_an_ipv6_socket_is_plain_ipv4() -> None:
+def test_ipv4_on_an_ipv6_socket_is_plain_ipv4(lane: str) -> None:
     """A listener on `::` sees 127.0.0.2 as ::ffff:127.0.0.2."""
-    options = ("--lane", "asgi", "--host", "::", "--trusted-proxies", PROXY, "--command", replica("odd"))
+    options = ("--lane", lane, "--host", "::", "--trusted-proxies", PROXY, "--command", replica("odd"))
     with LoadBalancer(*options, "--access-log", replicas=1) as lb:
         got = ask(lb, STRANGER, CLAIMS)
         assert got["x-forwarded-for"] == [STRANGER]
