@@ -104,13 +104,19 @@ class ClientShell(ClientSide, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends no more, which does not mean that it has gone (RFC 9112, section 9.6)."""
+        if not self.transport.can_write_eof():
+            return False  # TLS, as asyncio has it, knows no half of a connection
         if self.state is _TUNNEL and self._carrier is not None:
             self._half_closed = True
             self._carrier.client_has_no_more()
             return True
         carrier = self._carrier
         streaming = carrier is not None and carrier.exchange.endless
-        self._half_closed = self.state is _ANSWER and not streaming  # who ends a stream of events has gone
+        self._half_closed = self.state is _ANSWER and not streaming
+        if streaming:
+            self.transport.abort()  # who ends a stream of events has gone
+        elif not self._half_closed and self.state is not _BODY:
+            self._close_when_taken()
         return self._half_closed
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -263,14 +269,14 @@ class ClientShell(ClientSide, asyncio.Protocol):
         """The replica's end of the tunnel has ended."""
         self._carrier = None
         if error is None:
-            self.transport.close()
+            self._close_when_taken()
         else:
             self.transport.abort()
 
     def close_half(self) -> None:
         """Nothing more comes from the replica."""
         if not self.transport.can_write_eof():
-            self.transport.close()  # TLS, as asyncio has it, knows no half of a connection
+            self._close_when_taken()
         elif not self.transport.is_closing():
             self.transport.write_eof()
 
@@ -309,18 +315,22 @@ class ClientShell(ClientSide, asyncio.Protocol):
             return
         self.stop_reading()
         if not unread:
-            self.deadline = self.lane.now + self._limits.idle_timeout  # for a client that reads nothing
-            self.transport.close()
+            self._close_when_taken()
             return
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.deadline = self.lane.now + LINGER
         self.regulate()
 
+    def _close_when_taken(self) -> None:
+        """Close the connection as soon as the client has taken what was written, if it does so in time."""
+        self.deadline = self.lane.now + self._limits.idle_timeout
+        self.transport.close()
+
     def drain(self) -> None:
         """The lane closes: end now if nothing is in flight, else after the present answer."""
         if self.state is _IDLE:
-            self.transport.close()
+            self._close_when_taken()
 
     # -- patience and back-pressure --------------------------------------------------------------------
 
@@ -349,11 +359,13 @@ class ClientShell(ClientSide, asyncio.Protocol):
         self.deadline = math.inf
         self._leave_the_short_way()
         carrier = self._carrier
-        if self.state is _HEAD:
+        if self.transport.is_closing():
+            self.abort()  # the client does not take the rest
+        elif self.state is _HEAD:
             seconds = self._limits.head_timeout
             self._refuse(HeadTimeoutError(f"the head of the request did not come within {seconds:g} s"))
-        elif self.state is _IDLE or self.state is _REST:
-            self.transport.close()
+        elif self.state is _IDLE or self.state is _REST or self.state is _CLOSING:
+            self._close_when_taken()  # no reset: the kernel may still have a part of the answer
         elif carrier is None:
             self.abort()
         elif carrier.replica_is_due and not self.write_held and self.state is not _TUNNEL:

@@ -197,8 +197,10 @@ class UpstreamConnection(ReplicaSide, asyncio.Protocol):
         if request_whole and not self.transport.is_closing() and self.reuse():
             self.used = True
             self.pool.give_back(self)
-        else:
+        elif request_whole:
             self.transport.close()
+        else:
+            self.transport.abort()  # the replica may never take what was written of the request
 
     def drop(self) -> None:
         """End at once: the connection is of no use any more."""
