@@ -259,6 +259,8 @@ class Carrier:
         early = self._client.switch()
         if early and self._connection is not None:
             self._connection.transport.write(early)
+        if self._client.half_closed:
+            self.client_has_no_more()
 
     def tunnel_received(self, data: bytes) -> None:
         """The client has sent something through the tunnel."""

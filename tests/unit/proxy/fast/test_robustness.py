@@ -14,6 +14,8 @@ from tests.raw import GET, LAST
 from tests.unit.fleet.fakes import scenario, until
 from tests.unit.proxy.fast.rig import Rig, Wire, rig
 
+UPGRADE = b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -114,8 +116,8 @@ async def test_the_end_of_a_tunnel_waits_for_the_client_no_longer_than_for_an_an
     async with rig() as lane:
         lane.warm()
         client, connection = unread(lane)
-        client.send(b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
-        lane.opened[0].send(b"HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello")
+        client.send(UPGRADE)
+        lane.opened[0].send(SWITCH + b"hello")
         connection.eof_received()
         lane.opened[0].end()
         await lane.settle()
@@ -123,6 +125,19 @@ async def test_the_end_of_a_tunnel_waits_for_the_client_no_longer_than_for_an_an
         assert connection.deadline < math.inf, "it is looked at again"
         connection.expired()
         assert client.reset
+
+
+@scenario
+async def test_a_client_that_has_no_more_before_the_tunnel_begins_has_none_in_it() -> None:
+    async with rig() as lane:
+        replica, client = lane.warm(), lane.client()
+        client.send(UPGRADE + b"all that I say")
+        client.end()
+        replica.send(SWITCH)
+        assert replica.written.endswith(b"all that I say")
+        assert replica.half_closed
+        replica.end()
+        assert (client.closed, replica.closed) == (True, True)
 
 
 @scenario
