@@ -109,7 +109,8 @@ class FastLane:
 
     async def __aenter__(self) -> Self:
         self.now = asyncio.get_running_loop().time()
-        self._keepers = [asyncio.create_task(self._tick()), asyncio.create_task(self._follow_rotation())]
+        for part in (self._tick, self._follow_rotation):
+            self.spawn(self._keep_doing(part), self.defect)
         return self
 
     async def __aexit__(
@@ -120,10 +121,9 @@ class FastLane:
             client.abort()
         for pool in (*self._pools.values(), self.admin):
             pool.close()
-        tasks = [*self._keepers, *self._tasks]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self.accounting.close()
 
     async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
@@ -272,6 +272,15 @@ class FastLane:
 
     # -- within ----------------------------------------------------------------------------------------
 
+    async def _keep_doing(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a part of the lane for as long as the lane lives; what it does not foresee starts it again."""
+        while True:
+            try:
+                await part()
+            except Exception as error:
+                self.defect(error)
+            await asyncio.sleep(TICK)
+
     async def _tick(self) -> None:
         """Read the clock, pass on what was kept back long enough, and now and then look at all deadlines."""
         loop = asyncio.get_running_loop()
@@ -282,7 +291,10 @@ class FastLane:
             self.now = now = loop.time()
             for _ in range(owed):
                 client, began = self.collecting.popleft()
-                client.release_collected(began)
+                try:
+                    client.release_collected(began)
+                except Exception as error:
+                    client.defect(error)
             if now - swept >= self._sweep_every:
                 swept = now
                 self._sweep(now)
@@ -290,7 +302,10 @@ class FastLane:
     def _sweep(self, now: float) -> None:
         for clients in (self._clients, self._refused):
             for client in [client for client in clients if client.deadline < now]:
-                client.expired()
+                try:
+                    client.expired()
+                except Exception as error:
+                    client.defect(error)
         for pool in (*self._pools.values(), self.admin):
             pool.sweep(now)
 

@@ -5,6 +5,7 @@ import math
 import socket
 
 import pytest
+from structlog.testing import capture_logs
 
 from loadbalancer.proxy.fast.client import ClientConnection
 from loadbalancer.proxy.fast.replica_side import ReplicaSide, ReplicaState
@@ -192,3 +193,22 @@ async def early_answer() -> None:
         writer.close()
         writers[0].close()
         replica.close()
+
+
+class Defective(ClientConnection):
+    """A client's connection that fails when its time is up."""
+
+    def expired(self) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+
+@scenario
+async def test_a_defect_on_one_connection_leaves_the_time_limits_of_the_others() -> None:
+    async with rig(idle_timeout=1) as lane:
+        defective, usual = Wire(), Wire()
+        with capture_logs() as records:
+            defective.connect(Defective(lane.lane))
+            await until(lambda: defective.lost, within=5)
+            usual.connect(ClientConnection(lane.lane))
+            await until(lambda: usual.lost, within=5)
+        assert [record["event"] for record in records] == ["defect"]
