@@ -165,11 +165,8 @@ TARGETS = [
 ]
 
 BODIES = [
-    b"",
-    b"hello",
-    b"5\r\nhello\r\n0\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"\nx-user: evil\r\n",
+    *(b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+    *(b"\nx-user: evil\r\n", b"\r\nX-Request-Id: evil\r\n", b"\r\nKeep-Alive: timeout=5\r\n"),
 ]
 
 METHODS = [b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"DELETE", b"PATCH", b"PROPFIND", b"TRACE", b"FOO"]

@@ -108,6 +108,8 @@ def test_usual_requests_go_the_quick_way(data: bytes) -> None:
 )
 @example(BROWSERS[3].replace(b"hello", b"GET /"), [0, 400, 420], False)
 @example(USUAL + USUAL[:20], [1, 30], False)
+@example(BROWSERS[3].replace(b"th: 5", b"th: 23") + b"\r\nX-Request-Id: e\r", [1], False)
+@example(BROWSERS[3].replace(b"th: 5", b"th: 22") + b"\r\nKeep-Alive: 5\r\n", [1], False)
 def test_a_replica_gets_the_same_by_both_ways(data: bytes, cuts: list[int], trusted: bool) -> None:
     proxies = [CLIENT] if trusted else []
     whole = passed_on([data], *proxies)
