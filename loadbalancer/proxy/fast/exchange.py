@@ -314,7 +314,8 @@ class Exchange:
         """
         self.become(ExchangeState.ANSWERING)
         self.status = answer.status
-        self.keeps = self.keeps and not last
+        # HTTP/1.0 would have to be told that the connection goes on (RFC 9112, section 9.3).
+        self.keeps = self.keeps and not last and self.request.http_1_1
         return own_answer(answer, close=not self.keeps, head_only=self.request.method == "HEAD")
 
 

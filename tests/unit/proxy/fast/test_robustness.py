@@ -212,3 +212,15 @@ async def test_a_defect_on_one_connection_leaves_the_time_limits_of_the_others()
             usual.connect(ClientConnection(lane.lane))
             await until(lambda: usual.lost, within=5)
         assert [record["event"] for record in records] == ["defect"]
+
+
+@scenario
+async def test_an_answer_of_our_own_ends_a_connection_of_http_1_0() -> None:
+    """RFC 9112, section 9.3: without `Connection: keep-alive` such a client waits for the end."""
+    async with rig(replicas=0) as lane:
+        client = lane.client()
+        client.send(b"GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        await lane.settle()
+        assert client.written.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nconnection: close\r\n" in client.written
+        assert client.closed
