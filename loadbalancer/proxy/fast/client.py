@@ -53,7 +53,7 @@ class ClientConnection(ClientShell):
     def data_received(self, data: bytes) -> None:
         if self.state is _IDLE and not self.write_held:
             try:
-                request = read_request(data, self._limits, trusted=self.peer.trusted)
+                request = read_request(data, self._limits, self.peer.trusted)
                 if request is not None and self._validator.accepts(data):
                     self._begin_quick(data, request)
                     return
@@ -90,10 +90,13 @@ class ClientConnection(ClientShell):
         self._began = lane.clock()
         lane.accounting.metrics.in_flight += 1
         self.state = _ANSWER
+        key = lane.key
         upstream = lane.router.first(
-            lane.key(data[: -len(body)] if body else data, target, self.peer.address, request_id)
+            request_id
+            if key is None
+            else key(data[: -len(body)] if body else data, target, self.peer.address, request_id)
         )
-        connection = lane.pool(upstream).take(sure=data[0] != G) if upstream else None
+        connection = lane.pool(upstream).take(data[0] != G) if upstream is not None else None
         if upstream is None or connection is None:
             self._carrier = carrier = self._carrier_of_quick()
             carrier.go_on(upstream)

@@ -53,7 +53,7 @@ class Pool:
         """The time-outs of all requests that want a connection."""
         self._closed = False
 
-    def take(self, *, sure: bool = False) -> UpstreamConnection | None:
+    def take(self, sure: bool = False) -> UpstreamConnection | None:
         """The idle connection that was used last, or None.
 
         Args:

@@ -147,7 +147,7 @@ the values of Host and of X-Request-Id (empty if there is none), its body, and w
 after it. (A plain tuple is the fastest to make.)"""
 
 
-def read_request(data: bytes, limits: Limits, *, trusted: bool) -> QuickRequest | None:
+def read_request(data: bytes, limits: Limits, trusted: bool) -> QuickRequest | None:
     """Read a packet as a usual request; llhttp has still to accept it.
 
     Args:
@@ -245,20 +245,36 @@ KeyFinder = Callable[[bytes, bytes, str, str], str]
 """Takes the key of a usual request: (head, target, address of the client, request id) → key."""
 
 
-def key_finder(rule: KeyRule) -> KeyFinder:
+def key_finder(rule: KeyRule) -> KeyFinder | None:
     """What takes the key by a rule, from the bytes of a head, as the rule takes it from a list of headers.
 
     Args:
         rule: What is hashed.
+
+    Returns:
+        None if the key is the request id.
     """
     if rule.source == "request-id":
-        return lambda head, target, client, request_id: request_id
-    name = b"cookie" if rule.source == "cookie" else rule.name
-    values = re.compile(rb"\n(?i:%b):[ \t]*+([^\r]*+)" % re.escape(name)) if name else None
+        return None
+    if rule.source == "cookie":
+        return _cookie_finder(rule.name)
+    values = re.compile(rb"\n(?i:%b):[ \t]*+([^\r]*+)" % re.escape(rule.name)) if rule.name else None
 
     def key(head: bytes, target: bytes, client: str, request_id: str) -> str:
         path, _, query = target.partition(b"?")
-        headers = [(name, value) for value in values.findall(head)] if values else []
+        headers = [(rule.name, value) for value in values.findall(head)] if values else []
         return rule.key(headers, path, query, client, request_id)
+
+    return key
+
+
+def _cookie_finder(name: bytes) -> KeyFinder:
+    """What finds the first cookie of a name that is not empty, without a list of all cookies."""
+    pattern = rb"\n(?i:cookie):(?:[^;\r]*+;)*?[ \t]*+%b[ \t]*+=[ \t]*+([^;\r \t][^;\r]*+)"
+    search = re.compile(pattern % re.escape(name)).search
+
+    def key(head: bytes, target: bytes, client: str, request_id: str) -> str:
+        found = search(head)
+        return request_id if found is None else found[1].strip(b" \t").decode("latin-1")
 
     return key

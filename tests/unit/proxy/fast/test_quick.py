@@ -151,7 +151,9 @@ def test_keys_are_the_same_by_both_ways(data: bytes) -> None:
     described = read(head).describe()
     for text in RULES:
         rule = KeyRule.parse(text)
-        assert key_finder(rule)(head, quick[0], CLIENT, described.request_id) == described.key(rule), text
+        finder = key_finder(rule)
+        found = finder(head, quick[0], CLIENT, described.request_id) if finder else described.request_id
+        assert found == described.key(rule), text
 
 
 @pytest.mark.parametrize(
