@@ -9,15 +9,15 @@ logged with its traceback and answered as a bare 500.
 import errno
 
 
+class DefectError(Exception):
+    """The load balancer is at fault: its parts are in an impossible state. The text is for the log."""
+
+
 class LoadBalancerError(Exception):
     """Base of all errors whose text is meant for users; `status` is the HTTP status of the answer."""
 
     status = 500
     headers: tuple[tuple[str, str], ...] = ()
-
-
-class DefectError(LoadBalancerError):
-    """The load balancer itself is at fault: its parts are in a state that cannot be."""
 
 
 class BadRequestError(LoadBalancerError):

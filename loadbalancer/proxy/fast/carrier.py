@@ -12,7 +12,6 @@ import structlog
 
 from loadbalancer.answers import answer
 from loadbalancer.errors import (
-    DefectError,
     LoadBalancerError,
     UpstreamError,
     UpstreamStaleError,
@@ -73,18 +72,10 @@ class Carrier:
             self._use(lane.admin)
             return
         lane.accounting.begin()
-        upstream = lane.router.first(self._key())
-        if upstream is None:
-            self._spawn(self._wait(None))
-        else:
-            self.attempt(upstream)
+        self.go_on(lane.router.first(self._key()))
 
     def go_on(self, upstream: Upstream | None) -> None:
-        """Carry a usual request for which no connection is ready; it is counted already.
-
-        Args:
-            upstream: Where it is to go; None: nowhere yet.
-        """
+        """Carry a request that is counted already to a replica; None: there is none yet."""
         if upstream is None:
             self._spawn(self._wait(None))
         else:
@@ -393,7 +384,7 @@ class Carrier:
             self._client.abort()
             return
         self._drop_connection()
-        self._answer_with(DefectError(""))
+        self._answer_with(error)
 
     def _end(self) -> None:
         exchange = self.exchange
