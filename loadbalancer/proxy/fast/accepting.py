@@ -116,7 +116,7 @@ class Acceptor:
     def accept_waiting(self) -> None:
         """Accept all that wait, before the socket is closed: closing it would reset their connections."""
         for _ in range(ROUNDS):
-            if not self._accept():
+            if self._pausing is not None or not self._accept():
                 return
 
     def stop(self) -> None:

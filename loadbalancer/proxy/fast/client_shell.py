@@ -176,6 +176,8 @@ class ClientShell(ClientSide, asyncio.Protocol):
             self._handle(self.receive(data))
             if self.state is _HEAD and state is not _HEAD:
                 self.deadline = self.lane.now + self._limits.head_timeout
+            elif self.state is _IDLE and state is _REST:
+                self.deadline = self.lane.now + self._limits.idle_timeout
 
     def _handle(self, received: Received) -> None:
         if received.request is not None and received.error is None:

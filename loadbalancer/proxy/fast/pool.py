@@ -5,6 +5,7 @@ from collections import deque
 
 from loadbalancer.errors import (
     ExhaustedError,
+    LoadBalancerError,
     UpstreamLeftError,
     UpstreamRefusedError,
     UpstreamUnreachableError,
@@ -49,8 +50,8 @@ class Pool:
         self._connecting = 0
         self._waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
         """Requests that wait, in their order: for a connection that comes back, or for leave to make one."""
-        self._obtaining: set[asyncio.Timeout] = set()
-        """The time-outs of all requests that want a connection."""
+        self._obtaining: dict[asyncio.Timeout, LoadBalancerError | None] = {}
+        """The time-outs of all requests that want a connection, and what each fails with when time is up."""
         self._closed = False
 
     def take(self, sure: bool = False) -> UpstreamConnection | None:
@@ -78,20 +79,18 @@ class Pool:
             UpstreamLeftError: The replica has left the rotation.
             ExhaustedError: None can be opened for a reason of our own, and none has come back in time.
         """
-        why: list[str] = []
-        try:
-            async with asyncio.timeout(None) as patience:
-                self._obtaining.add(patience)
-                try:
-                    return await self._obtain(patience, why)
-                finally:
-                    self._obtaining.discard(patience)
-        except TimeoutError:
-            if why:
-                raise ExhaustedError(f"the load balancer can open no connection: {why[-1]}") from None
-            raise self._left() from None
+        async with asyncio.timeout(None) as patience:
+            self._obtaining[patience] = None
+            try:
+                return await self._obtain()
+            except asyncio.CancelledError:
+                if patience.expired() and (error := self._obtaining[patience]) is not None:
+                    raise error from None
+                raise
+            finally:
+                del self._obtaining[patience]
 
-    async def _obtain(self, patience: asyncio.Timeout, why: list[str]) -> UpstreamConnection:
+    async def _obtain(self) -> UpstreamConnection:
         while True:
             if self._closed:
                 raise self._left()
@@ -102,20 +101,31 @@ class Pool:
                     told = error.strerror or str(error)
                     if not is_own_limit(error):
                         raise UpstreamRefusedError(f"{self.name} cannot be reached: {told}") from None
-                    why.append(told)
-                    if patience.when() is None:
-                        now = asyncio.get_running_loop().time()
-                        patience.reschedule(now + self._limits.queue_timeout)
+                    self._end_within(
+                        self._limits.queue_timeout,
+                        ExhaustedError(f"the load balancer can open no connection: {told}"),
+                    )
             connection = await self._turn()
             if connection is not None:
                 return connection
 
     def dismiss(self) -> None:
         """The replica has left the rotation: requests that have no connection yet go elsewhere, at once."""
-        now = asyncio.get_running_loop().time()
+        self._end_within(0.0, self._left())
+
+    def _end_within(self, seconds: float, error: LoadBalancerError) -> None:
+        """Let no request wait longer than that for a connection.
+
+        Args:
+            seconds: How long each of them may still wait; one that was told before keeps its time.
+            error: What it fails with then.
+        """
+        until = asyncio.get_running_loop().time() + seconds
         for patience in self._obtaining:
-            if not patience.expired():
-                patience.reschedule(now)
+            due = patience.when()
+            if not patience.expired() and (due is None or until < due):
+                patience.reschedule(until)
+                self._obtaining[patience] = error
 
     async def open(self) -> UpstreamConnection:
         """Make a connection.
