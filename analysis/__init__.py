@@ -1,1 +1,1 @@
-"""The experiments: what one asks of a load balancer, answered by runs of it (`python -m analysis`)."""
+"""Experiments that measure the load balancer by running it (`python -m analysis`)."""

@@ -1,7 +1,7 @@
-"""The command line of the experiments: one subcommand each, and `report` for all of them.
+"""The command line of the experiments: one subcommand for each, and `report` for all of them.
 
-Every one writes its figures as JSON and its plots as SVG and PNG into the folder of results, beside the exact
-command, the seed, the versions and the machine that they were measured with.
+Each subcommand writes its figures as JSON and its plots as SVG and PNG to the folder of results. The JSON
+file also holds the command, the seed, the versions of the software and a description of the machine.
 """
 
 import asyncio
@@ -24,40 +24,44 @@ RESULTS = Path("analysis/results")
 
 
 class Experiments(click.Group):
-    """Takes `A-1` for `a1`."""
+    """A group of commands that accepts `A-1` as another name of `a1`."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The subcommand of a name."""
+        """Find the subcommand of a name."""
         return super().get_command(ctx, cmd_name.lower().replace("-", ""))
 
 
 @click.group(cls=Experiments, context_settings={"help_option_names": ["-h", "--help"]})
 def commands() -> None:
-    """Experiments on the load balancer: real runs, figures and plots."""
+    """Measure the load balancer in experiments that run it, and plot the figures."""
 
 
 def with_context(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that all have."""
+    """Add the options that all subcommands share."""
     for option in (
-        click.option("--quick", is_flag=True, help="The least that shows that it works."),
+        click.option("--quick", is_flag=True, help="Run only the smallest cases, as a test."),
         click.option(
             "--out",
             type=click.Path(path_type=Path),
             default=RESULTS,
             show_default=True,
-            help="Folder for the results.",
+            help="Folder for results.",
         ),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else."),
-        click.option("--seed", type=int, default=1, show_default=True, help="Of everything that is drawn."),
+        click.option("--json", "as_json", is_flag=True, help="Print only the result, as JSON."),
+        click.option("--seed", type=int, default=1, show_default=True, help="Seed of all random numbers."),
         click.option(
-            "--requests", type=click.IntRange(10), default=10_000, show_default=True, help="Of each run."
+            "--requests",
+            type=click.IntRange(10),
+            default=10_000,
+            show_default=True,
+            help="Number of requests of each run.",
         ),
         click.option(
             "--backend",
             type=click.Choice(["process", "docker"]),
             default="process",
             show_default=True,
-            help="Where replicas run.",
+            help="Backend of the replicas.",
         ),
     ):
         command = option(command)
@@ -65,7 +69,7 @@ def with_context(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_context(options: dict[str, Any]) -> Context:
-    """What the options say."""
+    """Make the context of an experiment from its options."""
     return Context(
         folder=options["out"],
         backend=options["backend"],
@@ -78,21 +82,21 @@ def make_context(options: dict[str, Any]) -> Context:
 
 
 def finish(context: Context, name: str, result: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
-    """Write what an experiment has brought, and show it."""
+    """Write the result and the plots of an experiment, print them, and return the saved result."""
     module = report.EXPERIMENTS[name]
-    whole = context.keep(name, result)
+    saved = context.save(name, result)
     for picture, figure in module.draw(result).items():
         plots.save(figure, context.folder, picture)
     click.echo(
-        json.dumps(whole)
+        json.dumps(saved)
         if as_json
         else f"# {module.TITLE}\n\n{module.tell(result)}\n\nResults: {context.folder}/{name}.*"
     )
-    return whole
+    return saved
 
 
 def experiment(name: str) -> click.Command:
-    """The subcommand of an experiment."""
+    """Make the subcommand of an experiment."""
 
     @with_context
     def command(as_json: bool, **options: Any) -> None:
@@ -114,28 +118,28 @@ for each in report.EXPERIMENTS:
     type=click.IntRange(1),
     default=100,
     show_default=True,
-    help="Clients, or connections at most with --rate.",
+    help="Number of clients; with --rate, the largest number of connections.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(0),
     default=0.0,
     show_default=True,
-    help="Requests a second in an open loop; 0: closed loop.",
+    help="Requests a second of an open loop; 0: closed loop.",
 )
 @click.option(
     "--warm-up",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Requests before those that are measured.",
+    help="Number of requests to send before the measurement.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=30.0,
     show_default=True,
-    help="Seconds for an answer.",
+    help="Seconds until a request without an answer fails.",
 )
 @with_context
 def load(
@@ -147,7 +151,7 @@ def load(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Send requests to a URL and measure the answers; without one, to a load balancer made for it."""
+    """Send requests to URL and measure the answers. Without URL, start a load balancer for them."""
     context = make_context({**options, "as_json": as_json})
     amount = Load(context.requests, concurrency, rate, warm_up, timeout, context.seed)
     kind = f"open loop, {rate:g} requests/s" if rate else f"closed loop, {concurrency:,} clients"
@@ -173,19 +177,26 @@ def load(
 
 
 @commands.command("report")
-@click.option("--page", type=click.Path(path_type=Path), default=Path("docs/analysis.md"), show_default=True)
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path),
+    default=Path("docs/analysis.md"),
+    show_default=True,
+    help="Page to write.",
+)
 @with_context
 def whole_report(page: Path, as_json: bool, **options: Any) -> None:
-    """Run all experiments and write the page that tells of them."""
+    """Run all experiments and write a page with their results."""
     context = make_context({**options, "as_json": as_json})
     context.folder = context.folder / "report"
     began = time.monotonic()
-    wholes = []
+    saved = []
     for name, module in report.EXPERIMENTS.items():
         click.echo(f"{name}: {module.TITLE}", err=True)
-        wholes.append(finish(context, name, asyncio.run(module.run(context)), as_json=as_json))
-    report.write(page, context.folder, wholes, (time.monotonic() - began) / 60)
-    click.echo(f"{page} is written; {(time.monotonic() - began) / 60:.1f} minutes", err=True)
+        saved.append(finish(context, name, asyncio.run(module.run(context)), as_json=as_json))
+    minutes = (time.monotonic() - began) / 60
+    report.write(page, context.folder, saved, minutes)
+    click.echo(f"wrote {page} after {minutes:.1f} minutes", err=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What every experiment is given: where it may write, what it runs on, and how it shows that it is alive."""
+"""The context of an experiment: its options, its progress bars, and the file of its result."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 Backend = Literal["process", "docker"]
 
 PACKAGES = ("loadbalancer", "uvloop", "httptools", "quart", "hypercorn", "aiohttp", "matplotlib")
-"""Whose versions are told with every result."""
+"""Packages whose versions are stored with every result."""
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on and with."""
+    """Describe the machine and the versions of the software that figures are measured with."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -33,28 +33,29 @@ def machine() -> dict[str, Any]:
 
 
 class Bar:
-    """How far one step has come."""
+    """The progress bar of one step."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
 
     def at(self, done: int) -> None:
-        """So much is done."""
+        """Show that so many units of the step are done."""
         self._progress.update(self._task, completed=done)
 
 
 @dataclass
 class Context:
-    """Given to every experiment.
+    """The options of an experiment.
 
     Args:
-        folder: Where results go.
-        backend: Where replicas run.
-        requests: Of each run.
-        seed: Of everything that is drawn.
-        quick: Whether to do the least that shows that it works.
+        folder: Folder for results.
+        backend: Backend of the replicas.
+        requests: Number of requests of each run.
+        seed: Seed of all random numbers.
+        quick: Whether to run only the smallest cases, as a test.
         show: Whether to show progress on the terminal.
+        command: Command line that is stored with the result; empty: that of this process.
     """
 
     folder: Path
@@ -67,12 +68,12 @@ class Context:
     _console: Console = field(default_factory=lambda: Console(stderr=True))
 
     @contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Bar]:
-        """Show a bar for one step.
+    def bar(self, description: str, total: int) -> Iterator[Bar]:
+        """Show a progress bar while one step lasts.
 
         Args:
-            what: What is being done.
-            total: How much there is to do.
+            description: Text beside the bar.
+            total: Units of the step, such as requests.
         """
         columns = (
             TextColumn("{task.description:<44}"),
@@ -81,18 +82,18 @@ class Context:
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self._console, disable=not self.show) as progress:
-            task = progress.add_task(what, total=total)
+            task = progress.add_task(description, total=total)
             yield Bar(progress, task)
             progress.update(task, completed=total)
 
-    def keep(self, name: str, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Write a result beside what it was measured with, and return both.
+    def save(self, name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a result to a JSON file, with its command, its seed and the machine; return all of it.
 
         Args:
-            name: Of the experiment.
-            result: What JSON can hold.
+            name: Name of the experiment.
+            result: Result of the experiment, of values that JSON can hold.
         """
-        whole = {
+        saved = {
             "experiment": name,
             "command": self.command or " ".join(sys.argv),
             "backend": self.backend,
@@ -101,5 +102,5 @@ class Context:
             "result": dict(result),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
-        return whole
+        (self.folder / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n")
+        return saved

@@ -1,7 +1,7 @@
-"""The published experiment: how the classic rings spread 10,000 requests with random 6-digit ids.
+"""The published figures of the coursework: the spread of 10,000 requests with random 6-digit ids.
 
-Measured on the coursework's own implementation (linear probing); what its rings do is exact arithmetic, so
-each published figure must lie within the noise of the draw.
+They were measured with the coursework's own implementation (linear probing). The exact share of each server
+follows from the arithmetic of the ring, so each published count must be within the noise of the random ids.
 """
 
 import functools
@@ -10,7 +10,7 @@ from collections import Counter
 from loadbalancer.routing.ring import PRESETS, Ring
 
 IDS = range(100_000, 1_000_000)
-"""The ids that are drawn from."""
+"""All 6-digit ids."""
 
 REQUESTS = 10_000
 
@@ -37,7 +37,7 @@ PUBLISHED: dict[str, list[list[int]]] = {
         [1157, 2150, 2009, 2655, 1570, 459],
     ],
 }
-"""Requests by server, for each ring and N = 2 … 6."""
+"""Requests by server, for each ring and for N = 2 … 6 servers."""
 
 
 @functools.cache
@@ -47,11 +47,11 @@ def _ids_by_slot(name: str) -> Counter[int]:
 
 
 def exact_share(name: str, ring: Ring) -> dict[int, float]:
-    """The share of all 6-digit ids that reach each member of a ring.
+    """The share of all 6-digit ids that hash to each member of a ring, by the member's number.
 
     Args:
-        name: The ring's preset.
-        ring: The ring.
+        name: Preset of the ring.
+        ring: Ring of that preset.
     """
     ids: Counter[int] = Counter()
     for slot, count in _ids_by_slot(name).items():

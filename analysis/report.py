@@ -1,4 +1,4 @@
-"""The report: a page made of results, in which no figure is typed by hand."""
+"""The report: a page whose figures and plots all come from the results of the experiments."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,40 +18,41 @@ EXPERIMENTS = {
     "peers": peers,
     "scale": scale,
 }
-"""In the order in which the report tells of them."""
+"""All experiments by name, in the order of the report."""
 
 
-def write(page: Path, folder: Path, wholes: Sequence[dict[str, Any]], minutes: float) -> None:
+def write(page: Path, folder: Path, saved: Sequence[dict[str, Any]], minutes: float) -> None:
     """Write the page.
 
     Args:
-        page: The file.
-        folder: Where the pictures are.
-        wholes: What `Context.keep` has returned, one for each experiment.
-        minutes: That the whole has taken.
+        page: File to write.
+        folder: Folder of the plots.
+        saved: Results of all experiments, as `Context.save` returns them.
+        minutes: Duration of all experiments together.
     """
-    machine = wholes[0]["machine"]
+    machine = saved[0]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     places = Path(*[".."] * len(page.parent.parts)) if not page.is_absolute() else folder
     lines = [
         "# Analysis",
         "",
-        "What one asks of a load balancer, answered by runs of this one: is it even, does it scale, how fast does it recover, what does "
-        "the hash change, how does it compare. This page, its figures and its pictures are made by `make analysis`; nothing in "
-        "them is typed by hand. Every picture's data lies beside it as JSON.",
+        "These experiments run the load balancer and measure how evenly it spreads requests, how it scales, how fast it "
+        "recovers, how its hash functions differ, and how it compares with nginx and HAProxy. `make analysis` runs them and "
+        "writes this page with all its figures and plots. The data of each plot is in a JSON file beside it.",
         "",
-        f"Measured in one run of {minutes:.0f} minutes, replicas as {_plural(wholes[0]['backend'])}, seed {wholes[0]['seed']}, on "
-        f"{machine['cores']} cores and {machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}; {versions}. The load generator, "
-        "the load balancer and the replicas share the cores: absolute figures are this machine's, and it is the comparisons that hold.",
+        f"All figures are from one run of {minutes:.0f} minutes with replicas as {_plural(saved[0]['backend'])} and seed "
+        f"{saved[0]['seed']}, on {machine['cores']} cores and {machine['memory_gib']} GiB, {machine['system']}, Python "
+        f"{machine['python']}; {versions}. The load generator, the load balancer and the replicas share the cores. Absolute "
+        "figures hold for this machine only: compare the rows of a table with each other.",
         "",
     ]
-    for whole in wholes:
-        module = EXPERIMENTS[whole["experiment"]]
+    for one in saved:
+        module = EXPERIMENTS[one["experiment"]]
         lines += [f"## {module.TITLE}", ""]
-        for name in module.draw(whole["result"]):
+        for name in module.draw(one["result"]):
             lines += [f"![{module.TITLE}]({(places / folder / name).as_posix()}.svg)", ""]
-        lines += [module.tell(whole["result"]), ""]
-        lines += [f"`python -m analysis {whole['experiment']}`", ""]
+        lines += [module.tell(one["result"]), ""]
+        lines += [f"`python -m analysis {one['experiment']}`", ""]
     page.write_text("\n".join(lines))
 
 

@@ -1,18 +1,18 @@
-"""A replica that takes its time, which the policies are compared on; it answers as the sample replica does.
+"""A replica that waits before it answers as the sample replica does, for the comparison of policies.
 
-`DELAY` is the seconds that it takes for a request, `SLOW` the name of the replica that takes ten times that.
-A request is not held up by others, so that what is slow is the replica and not the machine.
+The environment variable `DELAY` gives the seconds that it waits. The replica whose name is in `SLOW` waits
+ten times as long. Requests wait in parallel, so the load does not add to the latency.
 """
 
 import asyncio
 import os
 
-TIMES = 10.0
+SLOW_FACTOR = 10.0
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     name = os.environ["HOSTNAME"]
-    delay = float(os.environ["DELAY"]) * (TIMES if name == os.environ.get("SLOW") else 1.0)
+    delay = float(os.environ["DELAY"]) * (SLOW_FACTOR if name == os.environ.get("SLOW") else 1.0)
     body = f'{{"message":"Hello from Server: {name}","status":"successful"}}'.encode()
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     try:

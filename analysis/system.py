@@ -1,4 +1,4 @@
-"""A load balancer to experiment on, with its replicas, for as long as a `with` block lasts."""
+"""Runs a load balancer and its replicas for an experiment, as an asynchronous context manager."""
 
 import asyncio
 import json
@@ -19,13 +19,14 @@ import aiohttp
 from analysis.context import Backend
 
 STARTS_WITHIN = 60.0
-"""Seconds for the load balancer and its replicas to be up."""
+"""Longest time until the load balancer and all its replicas are up, in seconds."""
 
 ENDS_WITHIN = 30.0
+"""Longest time from SIGTERM to the end of the load balancer, in seconds; then it gets SIGKILL."""
 
 
 class ExperimentError(Exception):
-    """The experiment cannot be done; the text says why."""
+    """The experiment cannot run; the text gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class System:
     """A running load balancer.
 
     Args:
-        port: Where it listens.
-        pid: Of its process.
-        backend: Where its replicas run.
-        session: To speak with it.
+        port: Port on which it listens.
+        pid: Id of its process.
+        backend: Backend of its replicas.
+        session: HTTP session for requests to it.
     """
 
     port: int
@@ -45,20 +46,25 @@ class System:
     session: aiohttp.ClientSession
 
     def url(self, path: str) -> str:
-        """Of a path."""
+        """The URL of a path."""
         return f"http://127.0.0.1:{self.port}{path}"
 
     async def replicas(self) -> list[dict[str, Any]]:
-        """`/lb/replicas`, in the order of the ring numbers."""
+        """The replicas of `/lb/replicas`, in the order of their ring numbers."""
         async with self.session.get(self.url("/lb/replicas")) as answer:
             found: list[dict[str, Any]] = (await answer.json())["message"]["replicas"]
             return found
 
     async def change(self, method: str, path: str, body: dict[str, Any]) -> float:
-        """Call `/add` or `/rm`; the seconds that it took.
+        """Call `/add` or `/rm`, and return the seconds until the answer.
+
+        Args:
+            method: HTTP method.
+            path: `/add` or `/rm`.
+            body: Body of the request, sent as JSON.
 
         Raises:
-            ExperimentError: It said no.
+            ExperimentError: The load balancer refused the change.
         """
         began = time.perf_counter()
         async with self.session.request(method, self.url(path), json=body) as answer:
@@ -68,7 +74,7 @@ class System:
         return time.perf_counter() - began
 
     async def kill(self, replica: dict[str, Any]) -> None:
-        """End a replica as a crash would: SIGKILL, or `docker kill`."""
+        """Kill a replica: with SIGKILL, or with `docker kill`."""
         if self.backend == "docker":
             kill = await asyncio.create_subprocess_exec(
                 "docker", "kill", replica["id"], stdout=subprocess.DEVNULL
@@ -83,12 +89,12 @@ async def running(backend: Backend, replicas: int, options: Sequence[str] = ()) 
     """Start a load balancer, wait until all replicas are up, and stop it at the end.
 
     Args:
-        backend: Where replicas run.
-        replicas: N.
+        backend: Backend of the replicas.
+        replicas: Number of replicas.
         options: Further options of `serve`.
 
     Raises:
-        ExperimentError: It did not start.
+        ExperimentError: The load balancer did not start.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
@@ -104,9 +110,9 @@ async def running(backend: Backend, replicas: int, options: Sequence[str] = ()) 
                     await _until_up(system, replicas, process)
                 except TimeoutError:
                     log.seek(0)
-                    said = log.read().decode(errors="replace").strip().splitlines()
+                    lines = log.read().decode(errors="replace").strip().splitlines()
                     raise ExperimentError(
-                        f"the load balancer did not start: {said[-1] if said else 'it says nothing'}"
+                        f"the load balancer did not start: {lines[-1] if lines else 'its log is empty'}"
                     ) from None
                 yield system
         finally:
@@ -133,7 +139,7 @@ async def _until_up(system: System, replicas: int, process: asyncio.subprocess.P
 
 
 async def events(system: System) -> AsyncIterator[tuple[float, dict[str, Any]]]:
-    """What happens to the replicas, from `/lb/events`: `time.perf_counter` and the event."""
+    """Yield each event of `/lb/events` with its time by `time.perf_counter`."""
     async with system.session.get(system.url("/lb/events")) as stream:
         async for line in stream.content:
             if line.startswith(b"data:"):

@@ -1,1 +1,1 @@
-"""Side by side: nginx, HAProxy, both lanes and a replica itself, pinned alike, in one run (`make bench`)."""
+"""The benchmark: both lanes beside nginx, HAProxy and a replica without load balancer (`make bench`)."""

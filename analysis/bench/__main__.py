@@ -1,6 +1,6 @@
-"""Measures the load balancer beside nginx and HAProxy, row by row, and writes the tables.
+"""Compares the load balancer with nginx and HAProxy, and prints tables in Markdown.
 
-Bounded in count and time, on loopback only.
+All load goes to loopback. The number and the duration of the runs are bounded.
 """
 
 import argparse
@@ -10,19 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.bench import contest
+from analysis.bench import comparison
 from analysis.bench.rows import PIECES, ROWS, Effort
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
-"""What stands between these in a page is replaced by the tables."""
+"""Marks in a page: the tables replace the text between them."""
 
 
 def main() -> int:
-    """Run the contest."""
+    """Measure the rows, print the tables, and return the exit status."""
     options = _options()
     try:
-        contest.check()
-    except contest.ContestError as error:
+        comparison.check()
+    except comparison.ComparisonError as error:
         print(f"make bench: {error}", file=sys.stderr)
         return 1
     effort = Effort(
@@ -32,7 +32,7 @@ def main() -> int:
         many=options.many,
         clients=options.clients,
         kills=options.kills,
-        told=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     lines = _heading(effort)
     for name in options.only:
@@ -52,23 +52,25 @@ def _options() -> argparse.Namespace:
         type=_names,
         default=tuple(ROWS),
         metavar="NAME[,NAME]",
-        help=f"rows to measure: {', '.join(ROWS)}; and {', '.join(PIECES)}, which are measured only if named",
+        help=f"rows to measure: {', '.join(ROWS)} (default: all of these); also {', '.join(PIECES)}",
     )
-    parser.add_argument("--runs", type=int, default=5, help="of each contestant, alternating")
-    parser.add_argument("--seconds", type=int, default=4, help="of each run")
-    parser.add_argument("--connections", type=int, nargs="+", default=[64, 1000])
-    parser.add_argument("--many", type=int, default=10_000, help="connections of the row memory")
-    parser.add_argument("--clients", type=int, default=1_000, help="of the row crowd")
-    parser.add_argument("--kills", type=int, default=30, help="of the row kills")
-    parser.add_argument("--report", type=Path, help="page whose tables to replace")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs of each peer")
+    parser.add_argument("--seconds", type=int, default=4, help="duration of each run in seconds")
+    parser.add_argument(
+        "--connections", type=int, nargs="+", default=[64, 1000], help="numbers of connections"
+    )
+    parser.add_argument("--many", type=int, default=10_000, help="number of connections of the row memory")
+    parser.add_argument("--clients", type=int, default=1_000, help="number of clients of the row crowd")
+    parser.add_argument("--kills", type=int, default=30, help="number of kills of the row kills")
+    parser.add_argument("--report", type=Path, help="page whose tables are replaced")
     return parser.parse_args()
 
 
 def _names(text: str) -> Sequence[str]:
-    """Names of rows.
+    """Parse a list of names of rows.
 
     Raises:
-        argparse.ArgumentTypeError: There is no such row.
+        argparse.ArgumentTypeError: A name is not that of a row.
     """
     names = text.split(",")
     for name in names:
@@ -78,14 +80,15 @@ def _names(text: str) -> Sequence[str]:
 
 
 def _heading(effort: Effort) -> list[str]:
-    missing = contest.without(contest.WANTED)
+    missing = comparison.missing(comparison.OPTIONAL)
     return [
         f"Median of {effort.runs} alternating runs of {effort.seconds} s; {os.cpu_count()} cores, "
-        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}. The contestants are "
-        "pinned to one core, the load and the replicas to another. Unless a table says otherwise: three "
-        "replicas, keep-alive both ways, a 66-byte answer, access logs off. CPU time is a contestant's own: "
-        "above 0.9 of nginx the core of the load is full, and CPU time says more than requests/s."
-        + (f" Not installed, and left out: {', '.join(missing)}." if missing else ""),
+        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}. Each load balancer "
+        "is pinned to one core, the load generator and the replicas to another. Unless a table says "
+        "otherwise: three replicas, keep-alive on both sides, answers of 66 bytes, no access log. CPU time "
+        "is that of the load balancer alone. Above 0.9 of nginx the core of the load generator is full: CPU "
+        "time is the better comparison there, not requests/s."
+        + (f" Not installed, so not measured: {', '.join(missing)}." if missing else ""),
         "",
     ]
 

@@ -1,6 +1,6 @@
-"""A replica for large bodies: sends a gibibyte from memory, or takes what comes, and does nothing else.
+"""A minimal replica for large bodies: it sends a body of 1 GiB from memory, and reads bodies of any size.
 
-Written on the bare protocol, so that it is not what limits the transfer.
+It is an `asyncio.Protocol` without a framework, so that the replica does not limit the transfer.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ SMALL = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Bulk(asyncio.Protocol):
-    """One connection."""
+    """A connection of the replica."""
 
     def __init__(self) -> None:
         self._head = b""
         self._expected = 0
         self._left_to_send = 0
-        self._held = False
+        self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It stands."""
+        """Keep the transport."""
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        """A head, or a part of a body."""
+        """Read the head of a request or a part of its body, and answer."""
         if self._expected:
-            self._took(len(data))
+            self._receive(len(data))
             return
         self._head += data
         head, end, body = self._head.partition(b"\r\n\r\n")
@@ -43,7 +43,7 @@ class Bulk(asyncio.Protocol):
         length = LENGTH.search(head + b"\r\n")
         if head.startswith(b"PUT") and length is not None:
             self._expected = int(length[1])
-            self._took(len(body))
+            self._receive(len(body))
         elif head.startswith(b"GET /big"):
             self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % GIBIBYTE)
             self._left_to_send = GIBIBYTE
@@ -52,21 +52,22 @@ class Bulk(asyncio.Protocol):
             self._transport.write(SMALL)
 
     def pause_writing(self) -> None:
-        """Wait."""
-        self._held = True
+        """Stop sending."""
+        self._paused = True
 
     def resume_writing(self) -> None:
-        """Go on."""
-        self._held = False
+        """Continue sending."""
+        self._paused = False
         self._send()
 
-    def _took(self, count: int) -> None:
+    def _receive(self, count: int) -> None:
+        """Count bytes of a request's body, and answer after the last."""
         self._expected -= count
         if not self._expected:
             self._transport.write(SMALL)
 
     def _send(self) -> None:
-        while self._left_to_send and not self._held:
+        while self._left_to_send and not self._paused:
             self._left_to_send -= len(PIECE)
             self._transport.write(PIECE)
 

@@ -1,8 +1,9 @@
-"""A crowd: clients that all connect at once, and how long each waits for the first byte of its first answer.
+"""Measures the wait for the first answer when many clients connect at the same moment.
 
-The kernel takes connections before the server does, so each client asks as soon as it has begun to connect. A
-server that takes few connections at a time, and serves those that it has taken in between, lets the last of
-them wait; most so when those that came first go on asking.
+The wait ends at the first byte of the first answer. The kernel completes a connection before the server
+accepts it, so each client sends its request as soon as it has begun to connect. A server that accepts few
+connections in a turn, and serves them before it accepts more, makes the last clients wait. The wait is
+longest when the first clients send further requests meanwhile.
 """
 
 import math
@@ -12,11 +13,11 @@ import socket
 import time
 from dataclasses import dataclass
 
-from analysis.bench.peers import Peer, on_the_load_core
+from analysis.bench.peers import Peer, on_load_core
 from analysis.bench.traffic import request
 
 PATIENCE = 10.0
-"""Seconds after which a client has waited in vain."""
+"""Seconds until a client without an answer gives up."""
 
 ANSWER_ENDS = b"}"
 """The last byte of the replicas' answers."""
@@ -24,12 +25,12 @@ ANSWER_ENDS = b"}"
 
 @dataclass(slots=True)
 class _Client:
-    """One of the crowd.
+    """A client.
 
     Args:
-        connection: Its socket.
-        began: When it began to connect.
-        waited: Seconds until the first byte of its first answer; infinite: none has come.
+        connection: Socket of the client.
+        began: Time at which it began to connect, by `time.monotonic`.
+        waited: Seconds until the first byte of its first answer; infinite: it has no answer.
     """
 
     connection: socket.socket
@@ -38,24 +39,24 @@ class _Client:
 
 
 def first_answers(peer: Peer, clients: int, seconds: float) -> list[float]:
-    """Have them connect and ask; the seconds that each waited, ascending, infinite for those in vain.
+    """Connect all clients at once, and return their waits in seconds, ascending; infinite without an answer.
 
     Args:
-        peer: Whom they ask.
-        clients: How many.
-        seconds: For which they go on asking, each as soon as it has its answer; 0: each asks once.
+        peer: Peer that they connect to.
+        clients: Number of clients.
+        seconds: Time for which each client sends a request after each answer; 0: one request each.
     """
-    with on_the_load_core(), select.epoll() as epoll:
+    with on_load_core(), select.epoll() as epoll:
         return _Crowd(epoll, peer.port, seconds).run(clients)
 
 
 class _Crowd:
-    """All of them.
+    """All clients of one measurement.
 
     Args:
-        epoll: Tells which of them can go on.
-        port: That they connect to.
-        seconds: For which they go on asking.
+        epoll: Reports the sockets that can be written or read.
+        port: Port that the clients connect to.
+        seconds: Time for which each client sends further requests; 0: one request each.
     """
 
     def __init__(self, epoll: select.epoll, port: int, seconds: float) -> None:
@@ -76,30 +77,30 @@ class _Crowd:
                 self._epoll.register(connection, 0)
             began = time.monotonic()
             for connection in sockets:
-                self._begin(connection)
+                self._connect(connection)
             while time.monotonic() - began < (PATIENCE if self._waiting else self._seconds):
                 for file, event in self._epoll.poll(0.1):
-                    self._go_on(file, event)
+                    self._handle(file, event)
         finally:
             for connection in sockets:
                 connection.close()
         return sorted(client.waited for client in self._clients.values())
 
-    def _begin(self, connection: socket.socket) -> None:
+    def _connect(self, connection: socket.socket) -> None:
         client = self._clients[connection.fileno()] = _Client(connection, time.monotonic())
         connection.connect_ex(("127.0.0.1", self._port))
         try:
-            self._ask(client)
-        except OSError:  # not connected yet: it asks as soon as it is
+            self._send(client)
+        except OSError:  # not connected yet: send when the socket can be written
             self._epoll.modify(connection, select.EPOLLOUT)
         else:
             self._epoll.modify(connection, select.EPOLLIN)
 
-    def _go_on(self, file: int, event: int) -> None:
+    def _handle(self, file: int, event: int) -> None:
         client = self._clients[file]
         try:
             if event & select.EPOLLOUT:
-                self._ask(client)
+                self._send(client)
                 self._epoll.modify(file, select.EPOLLIN)
                 return
             data = client.connection.recv(1 << 16)
@@ -107,12 +108,12 @@ class _Crowd:
                 client.waited = time.monotonic() - client.began
                 self._waiting -= 1
             if self._seconds and data.endswith(ANSWER_ENDS):
-                self._ask(client)
-        except OSError:  # refused, or broken off
+                self._send(client)
+        except OSError:  # refused or reset
             data = b""
         if not data:
             self._epoll.unregister(file)
 
-    def _ask(self, client: _Client) -> None:
+    def _send(self, client: _Client) -> None:
         self._number += 1
         client.connection.send(request(self._number, self._host))

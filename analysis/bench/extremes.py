@@ -1,4 +1,4 @@
-"""Beyond the usual: the tail at half of the peak, thousands of connections, and bodies of a gibibyte."""
+"""Measures extremes: tail latency at half of the peak rate, memory of many connections, bodies of 1 GiB."""
 
 import asyncio
 import subprocess
@@ -10,8 +10,8 @@ from typing import Any
 
 import uvloop
 
-from analysis.bench.contest import Result, measure
-from analysis.bench.peers import LOAD_CORE, Peer, on_the_load_core
+from analysis.bench.comparison import Result, measure
+from analysis.bench.peers import LOAD_CORE, Peer, on_load_core
 from analysis.bench.traffic import request, varied
 from analysis.load.generator import Load, Target, run
 from analysis.load.record import Record
@@ -19,22 +19,24 @@ from analysis.load.record import Record
 GIBIBYTE = 1 << 30
 
 PEAK = 64
-"""Connections at which the peak is reached."""
+"""Number of connections at which a peer reaches its peak rate."""
 
 FEW = (1, 2, 3, 4, 6, 8, 12, 16, 24)
-"""Numbers of connections among which one makes half of the peak."""
+"""Numbers of connections to try for half of the peak rate."""
 
 
 def half_load(
-    peers: Sequence[Peer], runs: int, seconds: int, told: Callable[[str], None]
+    peers: Sequence[Peer], runs: int, seconds: int, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """The tail of each at about half of its own peak: with as many connections as come nearest to that.
+    """Measure the tail latency of each peer at about half of its own peak rate.
+
+    The number of connections is the one whose rate is nearest to half of the peak.
 
     Args:
-        peers: The contestants.
-        runs: Of each, alternating.
-        seconds: Of each run.
-        told: Told of each run's outcome.
+        peers: Peers to measure.
+        runs: Number of alternating runs of each peer.
+        seconds: Duration of each run.
+        log: Called with a line of text after each run.
     """
     peaks: dict[str, float] = {}
     chosen: dict[str, Result] = {}
@@ -45,7 +47,7 @@ def half_load(
         for peer in peers:
             result = chosen[peer.name]
             measure(peer, seconds, result, varied)
-            told(f"{peer.name}, {result.connections}: {result.rates[-1]:,.0f}/s, p99 {result.p99[-1]:.2f} ms")
+            log(f"{peer.name}, {result.connections}: {result.rates[-1]:,.0f}/s, p99 {result.p99[-1]:.2f} ms")
     return [
         {
             "name": name,
@@ -59,34 +61,34 @@ def half_load(
 
 
 def _connections_for(peer: Peer, rate: float) -> int:
-    """How many connections come nearest to a rate: more of them do not make it less."""
-    away: dict[int, float] = {}
+    """The number of connections whose rate is nearest to a given one. The rate grows with the number."""
+    distance: dict[int, float] = {}
     for few in FEW:
         reached = varied(peer, few, 1).rate
-        away[few] = abs(reached - rate)
+        distance[few] = abs(reached - rate)
         if reached >= rate:
             break
-    return min(away, key=away.__getitem__)
+    return min(distance, key=distance.__getitem__)
 
 
 def many_connections(
-    peers: Sequence[Peer], connections: int, requests: int, told: Callable[[str], None]
+    peers: Sequence[Peer], connections: int, requests: int, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """So many connections, each with a request under way all the time, and what memory they take.
+    """Measure the memory of each connection while every connection has a request in flight.
 
     Args:
-        peers: The contestants.
-        connections: How many.
-        requests: In all.
-        told: Told of each outcome.
+        peers: Peers to measure.
+        connections: Number of connections.
+        requests: Number of requests in all.
+        log: Called with a line of text for each peer.
     """
     rows = []
     for peer in peers:
         before = peer.memory()
-        seen = [before]
+        samples = [before]
         load = Load(requests, connections, timeout=60, together=True)
-        record = asyncio.run(_watched(peer, load, seen))
-        each = (max(seen) - before) * 1024 / connections
+        record = asyncio.run(_send_and_sample(peer, load, samples))
+        each = (max(samples) - before) * 1024 / connections
         failed = sum(record.errors.values())
         rows.append(
             {
@@ -97,34 +99,34 @@ def many_connections(
                 "errors": dict(record.errors),
             }
         )
-        told(f"{connections:,} connections: {peer.name}: {failed} failed, {each:.1f} KiB each")
+        log(f"{connections:,} connections: {peer.name}: {failed} failed, {each:.1f} KiB each")
     return rows
 
 
 def _send(peer: Peer, load: Load) -> Record:
-    """Load a contestant from the core of everything else."""
+    """Send the load to a peer from the core of the load generator."""
     host = f"127.0.0.1:{peer.port}"
-    with on_the_load_core():
+    with on_load_core():
         return uvloop.run(run(Target.parse(peer.url("/")), load, lambda number: request(number, host)))
 
 
-async def _watched(peer: Peer, load: Load, seen: list[float]) -> Record:
-    """Load a contestant, and read its memory meanwhile."""
-    doing = asyncio.create_task(asyncio.to_thread(_send, peer, load))
-    while not doing.done():
-        seen.append(peer.memory())
-        await asyncio.wait({doing}, timeout=0.1)
-    return await doing
+async def _send_and_sample(peer: Peer, load: Load, samples: list[float]) -> Record:
+    """Send the load to a peer, and append its memory to the samples every 0.1 s."""
+    sending = asyncio.create_task(asyncio.to_thread(_send, peer, load))
+    while not sending.done():
+        samples.append(peer.memory())
+        await asyncio.wait({sending}, timeout=0.1)
+    return await sending
 
 
-def bodies(peers: Sequence[Peer], home: Path, runs: int, told: Callable[[str], None]) -> list[dict[str, Any]]:
-    """A body of one gibibyte down and up.
+def bodies(peers: Sequence[Peer], home: Path, runs: int, log: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Time the download and the upload of a body of 1 GiB.
 
     Args:
-        peers: The contestants, with replicas of `bulk_replica`.
-        home: Folder for what is sent up.
-        runs: Of each, alternating.
-        told: Told of each outcome.
+        peers: Peers to measure; their replicas run `bulk_replica`.
+        home: Folder for the file that is uploaded.
+        runs: Number of alternating runs of each peer.
+        log: Called with a line of text after each transfer.
     """
     big = home / "big"
     with big.open("wb") as file:
@@ -132,15 +134,15 @@ def bodies(peers: Sequence[Peer], home: Path, runs: int, told: Callable[[str], N
     found: dict[str, dict[str, list[float]]] = {peer.name: {"down": [], "up": []} for peer in peers}
     for _ in range(runs):
         for peer in peers:
-            for way, options in (("down", []), ("up", ["-T", str(big), "-H", "Expect:"])):
-                url = peer.url("/big" if way == "down" else "/sink")
+            for direction, options in (("down", []), ("up", ["-T", str(big), "-H", "Expect:"])):
+                url = peer.url("/big" if direction == "down" else "/sink")
                 argv = ["taskset", "-c", str(LOAD_CORE), "curl", "-sSf", "-o", "/dev/null", *options, url]
                 began = time.perf_counter()
                 subprocess.run(argv, check=True, timeout=300)
                 seconds = time.perf_counter() - began
-                found[peer.name][way].append(seconds)
-                told(f"1 GiB {way}: {peer.name}: {seconds:.2f} s")
+                found[peer.name][direction].append(seconds)
+                log(f"1 GiB {direction}: {peer.name}: {seconds:.2f} s")
     return [
-        {"name": name, **{f"{way}_mib_s": 1024 / median(times) for way, times in ways.items()}}
-        for name, ways in found.items()
+        {"name": name, **{f"{direction}_mib_s": 1024 / median(times) for direction, times in both.items()}}
+        for name, both in found.items()
     ]

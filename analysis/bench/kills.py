@@ -1,4 +1,4 @@
-"""Replicas that are killed one after the other under load, and what clients notice of it."""
+"""Kills replicas one after the other under load, and counts the requests that fail."""
 
 import asyncio
 import random
@@ -11,32 +11,32 @@ from analysis.load.generator import Load, Target, run
 from analysis.system import System, running
 
 CLIENTS = 16
-"""Each sends its next request when it has the answer to the last."""
+"""Clients of a closed loop: each sends its next request after the answer to the last."""
 
 REPLICAS = 3
 
-REPLICAS_ARE: dict[str, tuple[str, ...]] = {
+KINDS_OF_REPLICA: dict[str, tuple[str, ...]] = {
     "the sample replica": (),
-    "a fast one": ("--command", "python -m analysis.bench.bulk_replica", "--heartbeat-path", "/"),
+    "a minimal replica": ("--command", "python -m analysis.bench.bulk_replica", "--heartbeat-path", "/"),
 }
-"""By what a table calls them: the options of `serve` that start them."""
+"""Options of `serve` that start the replicas, by the name of the replica in the table."""
 
 BATCH = 2_000
-"""Requests after which the clients look whether all kills are done; they connect anew for each batch."""
+"""Requests of one batch. The load ends at the end of a batch; each batch has new connections."""
 
 REPLACED_WITHIN = 60.0
-"""Seconds for a killed replica to be replaced."""
+"""Longest time until a killed replica is replaced, in seconds."""
 
 
 @dataclass
 class Outcome:
-    """What clients noticed.
+    """The figures of one run.
 
     Args:
-        kills: Replicas that were killed.
-        requests: That were sent, all of which may be repeated.
-        seconds: That it took.
-        errors: Requests that failed, by kind.
+        kills: Number of replicas that were killed.
+        requests: Number of requests; all are idempotent.
+        seconds: Duration of the run.
+        errors: Failed requests by kind of failure.
     """
 
     kills: int = 0
@@ -45,17 +45,17 @@ class Outcome:
     errors: Counter[str] = field(default_factory=Counter)
 
 
-async def kills(count: int, options: Sequence[str], told: Callable[[str], None]) -> Outcome:
-    """Kill replicas at random under a closed loop, each when the last one has been replaced.
+async def kills(count: int, options: Sequence[str], log: Callable[[str], None]) -> Outcome:
+    """Kill random replicas under a closed loop, each after the last one has been replaced.
 
     Args:
-        count: How many.
-        options: Of `serve`.
-        told: Told of each kill.
+        count: Number of kills.
+        options: Further options of `serve`.
+        log: Called with a line of text after each kill.
     """
     outcome = Outcome()
     async with running("process", REPLICAS, options) as system:
-        killing = asyncio.create_task(_kill(system, count, outcome, told))
+        killing = asyncio.create_task(_kill(system, count, outcome, log))
         target = Target.parse(system.url("/home"))
         while not killing.done():
             record = await run(target, Load(BATCH, CLIENTS, together=True), _varied(system, outcome.requests))
@@ -67,12 +67,12 @@ async def kills(count: int, options: Sequence[str], told: Callable[[str], None])
 
 
 def _varied(system: System, first: int) -> Callable[[int], bytes]:
-    """Makes the requests of a batch: the sample replica knows one path, so that the rest differs."""
+    """Makes the requests of a batch. All have the one path of the sample replica; query and cookie vary."""
     host = f"127.0.0.1:{system.port}"
     return lambda number: request(first + number, host, "/home")
 
 
-async def _kill(system: System, count: int, outcome: Outcome, told: Callable[[str], None]) -> None:
+async def _kill(system: System, count: int, outcome: Outcome, log: Callable[[str], None]) -> None:
     for _ in range(count):
         victim = random.choice(await system.replicas())
         await system.kill(victim)
@@ -82,9 +82,9 @@ async def _kill(system: System, count: int, outcome: Outcome, told: Callable[[st
                 if _replaced(await system.replicas(), victim["id"]):
                     break
                 await asyncio.sleep(0.05)
-        told(f"kill {outcome.kills}: {victim['hostname']}")
+        log(f"kill {outcome.kills}: {victim['hostname']}")
 
 
 def _replaced(present: list[dict[str, str]], victim: str) -> bool:
-    """Whether all are up, and the one that was killed is none of them."""
+    """Whether all replicas are up and the killed one is not among them."""
     return all(replica["state"] == "up" and replica["id"] != victim for replica in present)

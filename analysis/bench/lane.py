@@ -1,10 +1,11 @@
-"""What the fast lane's own code costs, in µs of CPU: exchanges without sockets.
+"""Measures the CPU time of the fast lane's own code: exchanges without sockets, in µs.
 
-`python -m analysis.bench.lane` prints it for requests and answers of different programs.
+`python -m analysis.bench.lane` prints the time for requests and answers of different programs.
 
-The lane is the real one. Its loop makes no connections: each protocol gets a transport that keeps what is
-written. A client's protocol is given a request, and the protocol that wrote to a replica is given the answer.
-Everything is driven by the methods of `asyncio.Protocol`, so that nothing is known of how the lane is built.
+The lane is the real one, on an event loop that opens no connections: each protocol gets a transport that
+keeps the bytes written to it. The benchmark passes a request to the protocol of a client, then the answer to
+the protocol of the replica. It uses only the methods of `asyncio.Protocol`, so it does not depend on the
+lane's design.
 """
 
 import argparse
@@ -33,13 +34,13 @@ HOST = "127.0.0.1:8301"
 BODY = b'{"message": "Hello from Server: Server-1", "status": "successful"}'
 
 CLIENTS = 64
-"""Connections that ask in turn."""
+"""Client connections, which send their requests in turn."""
 
 TURNS = 1_000
-"""Turns of the loop within which a request reaches a replica, and an answer its client."""
+"""Most turns of the loop until a request reaches a replica, and until an answer reaches its client."""
 
 Message = Callable[[int], bytes]
-"""Makes the message of a number, which is like no other."""
+"""Makes a message that differs for each number."""
 
 CHROME = (
     "GET /items/{n}?page={n} HTTP/1.1\r\nHost: " + HOST + "\r\nConnection: keep-alive\r\n"
@@ -86,79 +87,79 @@ ANSWERS: dict[str, Message] = {
 
 
 class Wire(asyncio.Transport):
-    """A transport that goes nowhere.
+    """A transport without a connection: it keeps the last bytes written to it.
 
     Args:
-        protocol: That is connected to it.
-        heard: Gets the wire each time that something is written to it.
+        protocol: Protocol on this transport.
+        written: List that the transport appends itself to at each write.
     """
 
     socket = socket.socket()
-    """For those who set its options."""
+    """A socket for code that sets socket options."""
 
-    def __init__(self, protocol: asyncio.BaseProtocol, heard: "list[Wire]") -> None:
+    def __init__(self, protocol: asyncio.BaseProtocol, written: "list[Wire]") -> None:
         super().__init__(
             {"peername": ("127.0.0.1", 40_000), "sockname": ("127.0.0.1", 8301), "socket": self.socket}
         )
         self.protocol: asyncio.Protocol = protocol  # type: ignore[assignment]
         self.last = b""
-        self._heard = heard
+        self._written = written
         self._closing = False
         self.protocol.connection_made(self)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep it."""
+        """Keep the bytes, and note the write."""
         self.last = bytes(data)
-        self._heard.append(self)
+        self._written.append(self)
 
     def is_closing(self) -> bool:
-        """Whether it has been closed."""
+        """Whether the transport is closed."""
         return self._closing
 
     def close(self) -> None:
-        """Close it: nobody is told, for the protocols are not used any more."""
+        """Close the transport. The protocol gets no `connection_lost`, because it is not used any more."""
         self._closing = True
 
     abort = close
 
     def is_reading(self) -> bool:
-        """Always."""
+        """True at all times."""
         return True
 
     def pause_reading(self) -> None:
-        """Nothing comes that could be held back."""
+        """Do nothing: no bytes arrive by themselves."""
 
     resume_reading = pause_reading
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Nothing is buffered."""
+        """Do nothing: the transport has no buffer."""
 
     def get_write_buffer_size(self) -> int:
-        """Nothing is buffered."""
+        """The transport has no buffer."""
         return 0
 
 
 class Loop(uvloop.Loop):
-    """A loop without connections: it keeps what makes a client's protocol, and wires those of replicas."""
+    """An event loop without connections: each protocol gets a `Wire`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.client: asyncio.Future[Callable[[], asyncio.BaseProtocol]] = self.create_future()
-        """What makes the protocol of a client's connection."""
-        self.heard: list[Wire] = []
-        """Wires to replicas, each as often as it was written to."""
+        """The factory of the protocols of client connections."""
+        self.to_replicas: list[Wire] = []
+        """Wires to replicas, one item for each write."""
 
     async def create_server(  # type: ignore[override]
         self, factory: Any, *args: Any, **options: Any
     ) -> asyncio.AbstractServer:
-        """Keep what makes a protocol; the server is real, and takes no connections."""
+        """Keep the factory of the protocols; return a real server that accepts no connections."""
         self.client.set_result(factory)
         return await super().create_server(asyncio.Protocol, "127.0.0.1", 0, start_serving=False)
 
     async def connect_accepted_socket(  # type: ignore[override]
         self, factory: Any, sock: socket.socket, **options: Any
     ) -> Any:
-        """Keep what makes a protocol."""
+        """Keep the factory of the protocols."""
         self.client.set_result(factory)
         protocol = factory()
         return Wire(protocol, []), protocol
@@ -166,21 +167,21 @@ class Loop(uvloop.Loop):
     async def create_connection(  # type: ignore[override]
         self, factory: Any, *args: Any, **options: Any
     ) -> Any:
-        """Connect to a replica."""
+        """Make the protocol of a connection to a replica."""
         protocol = factory()
-        return Wire(protocol, self.heard), protocol
+        return Wire(protocol, self.to_replicas), protocol
 
 
 async def exchanges(loop: Loop, requests: Sequence[bytes], answers: Sequence[bytes]) -> float:
-    """Have requests answered one after the other; the µs of CPU that one takes.
+    """Send requests through the lane one after the other; return the µs of CPU time for one exchange.
 
     Args:
-        loop: That runs this.
-        requests: What the clients send. The first tenth is not measured: it opens connections.
-        answers: What replicas answer.
+        loop: Loop that runs this coroutine.
+        requests: Requests of the clients. The first tenth is not measured, because it opens connections.
+        answers: Answers of the replicas, one for each request.
 
     Raises:
-        RuntimeError: A message did not come through.
+        RuntimeError: A message did not arrive.
     """
     upstreams = [Upstream(f"Server-{n}", n, "127.0.0.1", 5_000 + n) for n in (1, 2, 3)]
     make = snapshot_maker("consistent-hash", "default", 1.25, random.Random(1))
@@ -191,7 +192,9 @@ async def exchanges(loop: Loop, requests: Sequence[bytes], answers: Sequence[byt
         listener.listen()
         async with FastLane(source, Settings.model_validate({}), accounting, "/nowhere") as lane:
             await lane.listen(listener)
-            if not loop.client.done():  # a lane that accepts connections itself does so for this one
+            if (
+                not loop.client.done()
+            ):  # a lane that calls `accept` itself makes a protocol for this connection
                 caller.connect(listener.getsockname())
             factory = await asyncio.wait_for(loop.client, 5)
             written: list[Wire] = []
@@ -201,14 +204,14 @@ async def exchanges(loop: Loop, requests: Sequence[bytes], answers: Sequence[byt
             for number, (request, answer) in enumerate(zip(requests, answers, strict=True)):
                 if number == unmeasured:
                     began = time.process_time()
-                await _exchange(clients[number % CLIENTS], request, answer, loop.heard, written)
+                await _exchange(clients[number % CLIENTS], request, answer, loop.to_replicas, written)
             return (time.process_time() - began) / (len(requests) - unmeasured) * 1e6
 
 
 async def _exchange(
     client: Wire, request: bytes, answer: bytes, to_replicas: list[Wire], to_clients: list[Wire]
 ) -> None:
-    """One request and its answer; the loop turns only if the lane needs that."""
+    """Exchange one request and its answer. The loop turns only if the lane needs it to."""
     client.protocol.data_received(request)
     if not to_replicas:
         await _until(to_replicas)
@@ -223,6 +226,7 @@ async def _exchange(
 
 
 async def _until(written: Sequence[Wire]) -> None:
+    """Turn the loop until a transport has been written to."""
     for _ in range(TURNS):
         await asyncio.sleep(0)
         if written:
@@ -231,7 +235,7 @@ async def _until(written: Sequence[Wire]) -> None:
 
 
 def measure(request: Message, answer: Message, count: int) -> float:
-    """The µs of CPU for one of so many exchanges, no two of which are alike."""
+    """The µs of CPU time for an exchange: the mean of so many exchanges, all with different messages."""
     first = random.randrange(100_000_000)
     requests = [request(first + n) for n in range(count)]
     answers = [answer(first + n) for n in range(count)]
@@ -241,12 +245,12 @@ def measure(request: Message, answer: Message, count: int) -> float:
 
 
 def main() -> int:
-    """Print the cost of each request with each answer."""
+    """Print the time of each kind of request with each kind of answer."""
     parser = argparse.ArgumentParser(prog="python -m analysis.bench.lane", description=__doc__)
-    parser.add_argument("--count", type=int, default=20_000, help="exchanges of each run")
-    parser.add_argument("--runs", type=int, default=3, help="of which the median is told")
+    parser.add_argument("--count", type=int, default=20_000, help="number of exchanges of each run")
+    parser.add_argument("--runs", type=int, default=3, help="number of runs; the median is printed")
     options = parser.parse_args()
-    print("µs of CPU for an exchange, no two alike:")
+    print("µs of CPU time for an exchange; all messages differ:")
     for client, request in REQUESTS.items():
         for replica, answer in ANSWERS.items():
             took = median(measure(request, answer, options.count) for _ in range(options.runs))

@@ -1,6 +1,6 @@
-"""The contestants: each a process that listens on a port in front of the same replicas.
+"""The peers: the load balancers that are compared, each a process in front of the same replicas.
 
-Each is pinned to one core; the replicas and the load are pinned to another.
+All peers are pinned to one core; the replicas and the load generator are pinned to another.
 """
 
 import contextlib
@@ -23,14 +23,15 @@ import trustme
 from analysis.bench.replicas import replicas
 
 CORE, LOAD_CORE = 0, 1
-"""What the contestants are pinned to, and everything else."""
+"""The core of the peers, and the core of the replicas and the load generator."""
 
 FIRST_PORT = 8301
-"""The first of the ports on which the contestants listen."""
+"""The port of the first peer; the others have the next ones."""
 
 OURS, OURS_ASGI, NGINX_NAME, HAPROXY_NAME = "this, fast lane", "this, asgi lane", "nginx", "HAProxy"
 DIRECT = "a replica, directly"
-EVERYONE = (OURS, OURS_ASGI, NGINX_NAME, HAPROXY_NAME, DIRECT)
+"""The name of a replica that the load goes to without a load balancer."""
+ALL_PEERS = (OURS, OURS_ASGI, NGINX_NAME, HAPROXY_NAME, DIRECT)
 
 NGINX = """
 daemon off; worker_processes 1; pid {home}/lb.pid; error_log /dev/null;
@@ -76,18 +77,18 @@ backend replicas
 HAPROXY_LOG = "  log global\n  option httplog"
 
 STARTS_WITHIN = 30.0
-"""Seconds for a contestant to answer."""
+"""Longest time until a peer answers, in seconds."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all contestants of one contest are given alike.
+    """The configuration that all peers of one comparison share.
 
     Args:
-        replicas: How many there are.
-        cookie: Name of the cookie that is hashed; empty: the request's id is (HAProxy: none, it draws).
-        access_log: Whether each request is logged, to a file.
-        tls: Whether clients connect by TLS.
+        replicas: Number of replicas.
+        cookie: Name of the cookie that is hashed; empty: the id of the request (HAProxy: a random replica).
+        access_log: Whether each request is logged to a file.
+        tls: Whether clients connect with TLS.
     """
 
     replicas: int = 3
@@ -98,13 +99,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class Peer:
-    """A contestant.
+    """A load balancer that is compared, or a replica without one.
 
     Args:
-        name: As the table calls it.
-        port: Where it listens on 127.0.0.1.
-        pid: Of its main process; 0 when its CPU time is not measured.
-        tls: Whether it is spoken to by TLS.
+        name: Name in the tables.
+        port: Port on 127.0.0.1.
+        pid: Id of its main process; 0: its CPU time and its memory are not measured.
+        tls: Whether clients connect with TLS.
     """
 
     name: str
@@ -113,11 +114,11 @@ class Peer:
     tls: bool = False
 
     def url(self, path: str) -> str:
-        """Of a path."""
+        """The URL of a path."""
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{path}"
 
     def cpu_seconds(self) -> tuple[float, float]:
-        """User and system time of the process and of its children, so far."""
+        """User and system time of the process and its children until now."""
         user = system = 0.0
         for pid in _family(self.pid):
             with contextlib.suppress(OSError):
@@ -128,7 +129,7 @@ class Peer:
         return user, system
 
     def memory(self) -> float:
-        """Resident memory of the process and of its children, in MiB."""
+        """Resident memory of the process and its children, in MiB."""
         total = 0
         for pid in _family(self.pid):
             with contextlib.suppress(OSError):
@@ -139,7 +140,7 @@ class Peer:
 
 
 def _family(pid: int) -> list[int]:
-    """A process, and its children where they do its work; replicas, in groups of their own, do not count."""
+    """A process and those of its children that share its process group; replicas have their own groups."""
     family = [pid] if pid else []
     with contextlib.suppress(OSError):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -148,8 +149,8 @@ def _family(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def on_the_load_core() -> Iterator[None]:
-    """Pin what this thread does to the core of the load."""
+def on_load_core() -> Iterator[None]:
+    """Pin this thread to the core of the load generator."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {LOAD_CORE})
     try:
@@ -159,21 +160,21 @@ def on_the_load_core() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def contestants(
-    home: Path, names: Sequence[str] = EVERYONE, setup: Setup | None = None, replica: Sequence[str] = ()
+def running_peers(
+    home: Path, names: Sequence[str] = ALL_PEERS, setup: Setup | None = None, replica: Sequence[str] = ()
 ) -> Iterator[list[Peer]]:
-    """Start contestants, pinned to one core, and their replicas, pinned to another.
+    """Start peers and their replicas, and stop them at the end.
 
-    The replicas are those of our fast lane, so that it always takes part.
+    The fast lane always starts, because it owns the replicas.
 
     Args:
         home: Folder for configurations and logs.
-        names: Whom to start; HAProxy is left out where it is not installed.
-        setup: What they are given; default: three replicas, and nothing else.
+        names: Names of the peers to start. HAProxy is omitted if it is not installed.
+        setup: Configuration of all peers; default: three replicas and no further feature.
         replica: Command of a replica, which gets PORT in its environment; default: nginx.
 
     Yields:
-        Those of `names`, in the order of `EVERYONE`.
+        The peers of `names`, in the order of `ALL_PEERS`.
     """
     setup = setup or Setup()
     certificate = _certificate(home) if setup.tls else None
@@ -209,7 +210,7 @@ def contestants(
 
 
 def _port(name: str) -> int:
-    return FIRST_PORT + EVERYONE.index(name)
+    return FIRST_PORT + ALL_PEERS.index(name)
 
 
 def _ours(lane: str, port: int, command: str, setup: Setup, certificate: Path | None) -> list[str]:
@@ -258,19 +259,19 @@ def _haproxy(home: Path, port: int, addresses: Sequence[str], setup: Setup, cert
 
 
 def _certificate(home: Path) -> Path:
-    """A file with a new certificate and its key, as all contestants can read it."""
+    """Write a new certificate and its key to one file, a form that all peers can read."""
     file = home / "certificate.pem"
     trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(file))
     return file
 
 
 def _connections() -> int:
-    """How many connections HAProxy may promise: two files for each, and some to spare."""
+    """The connection limit for HAProxy: it needs two files for each connection, and 200 for itself."""
     return min(10_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 100)
 
 
 def _get(peer: Peer, path: str) -> bytes:
-    context = ssl._create_unverified_context() if peer.tls else None  # noqa: S323 - it is only measured
+    context = ssl._create_unverified_context() if peer.tls else None  # noqa: S323 - the load is a measurement
     with urllib.request.urlopen(peer.url(path), timeout=5, context=context) as answer:  # noqa: S310 - HTTP(S)
         body: bytes = answer.read()
         return body
@@ -289,7 +290,7 @@ def _until_answering(peer: Peer) -> None:
 
 
 def _addresses(peer: Peer) -> list[str]:
-    """Of our replicas, once all are up: requests are answered as soon as one is."""
+    """Wait until all replicas of the fast lane are up, and return their addresses."""
     deadline = time.monotonic() + STARTS_WITHIN
     while True:
         present = json.loads(_get(peer, "/lb/replicas"))["message"]["replicas"]

@@ -1,8 +1,8 @@
-"""The replicas of a contest: one nginx worker that answers on as many ports as there are replicas.
+"""The replicas of a comparison: one nginx worker that listens on one port for each replica.
 
-What is measured is the load balancer in front of them, so they have to cost little. The load balancer owns
-its replicas, and starts a command for each: here the command tells the one nginx of its port and then sleeps,
-so that a hundred replicas are a hundred addresses and not a hundred servers.
+The benchmark measures the load balancer, so the replicas must take little CPU time. The load balancer starts
+a command for each replica. Here the command adds its port to the configuration of the nginx and then sleeps.
+A hundred replicas are then a hundred addresses of one server.
 """
 
 import contextlib
@@ -29,20 +29,21 @@ http {{
   }}
 }}
 """
-"""`/home` is answered with the same bytes each time, but for the date; all else with a header of its own."""
+"""Answers to `/home` differ only in their date. Each other answer has a different `X-Served` header."""
 
 ANSWER = '{"message": "Hello from Server: Server-1", "status": "successful"}'
 
 STARTS_WITHIN = 15.0
+"""Longest time until nginx listens, in seconds."""
 
 
 @contextlib.contextmanager
 def replicas(home: Path, core: int) -> Iterator[str]:
-    """Run them for as long as a `with` block lasts.
+    """Run the nginx of the replicas while a `with` block lasts.
 
     Args:
         home: Folder for the configuration.
-        core: What they are pinned to.
+        core: Core that nginx is pinned to.
 
     Yields:
         The command of one replica, which gets its port as PORT in its environment.
@@ -55,7 +56,7 @@ def replicas(home: Path, core: int) -> Iterator[str]:
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as nginx:
         try:
             _until_listening(home / "replicas.sock")
-            # The file appears whole, by its renaming: nginx may be reading the folder for another port.
+            # The rename makes the file appear complete, for nginx may read the folder at any moment.
             line = "listen 127.0.0.1:$PORT backlog=4096;"
             script = (
                 f'echo "{line}" > {ports}/$PORT.new && mv {ports}/$PORT.new {ports}/$PORT.conf '

@@ -1,7 +1,4 @@
-"""The rows of the benchmark: each measures one thing, and tells of it in lines of Markdown.
-
-They are told in the order in which they stand in `ROWS`.
-"""
+"""The rows of the benchmark: each measures one kind of load, and returns its figures as lines of Markdown."""
 
 import shutil
 import sys
@@ -13,41 +10,41 @@ from statistics import median
 
 import uvloop
 
-from analysis.bench import contest, crowd, extremes, kills, traffic
-from analysis.bench.peers import EVERYONE, HAPROXY_NAME, NGINX_NAME, OURS, Setup, contestants
+from analysis.bench import comparison, crowd, extremes, kills, traffic
+from analysis.bench.peers import ALL_PEERS, HAPROXY_NAME, NGINX_NAME, OURS, Setup, running_peers
 
 PLAIN = Setup()
 BY_COOKIE = Setup(cookie=traffic.COOKIE)
 LOGGED = Setup(access_log=True)
 HUNDRED = Setup(replicas=100)
-ALL_OF_IT = Setup(replicas=100, cookie=traffic.COOKIE, access_log=True)
+ALL_FEATURES = Setup(replicas=100, cookie=traffic.COOKIE, access_log=True)
 
 BALANCERS = (OURS, NGINX_NAME, HAPROXY_NAME)
 
 TLS_CONNECTIONS = 32
 
 SHORT_CONNECTIONS = 64
-"""Clients that connect, ask once, and connect anew."""
+"""Number of clients that send one request on each connection."""
 
-ASKED_ON = 2.0
-"""Seconds for which a crowd that goes on asking does so."""
+FURTHER_REQUESTS = 2.0
+"""Seconds for which the clients of a crowd send further requests, where they do."""
 
 LATE, TOO_LATE = 0.2, 0.5
-"""Seconds that the first answer to a client should not take."""
+"""Limits of the wait for a first answer, in seconds; the table gives the share of clients above each."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done.
+    """The size of the measurement.
 
     Args:
-        runs: Of each contestant, alternating.
-        seconds: Of each run.
+        runs: Number of alternating runs of each peer.
+        seconds: Duration of each run.
         connections: Numbers of connections.
-        many: Connections of the row on memory.
-        clients: That connect at once.
-        kills: Replicas that are killed.
-        told: Told of each step's outcome.
+        many: Number of connections of the row `memory`.
+        clients: Number of clients of the row `crowd`.
+        kills: Number of kills of the row `kills`.
+        log: Called with a line of text after each step.
     """
 
     runs: int
@@ -56,21 +53,22 @@ class Effort:
     many: int
     clients: int
     kills: int
-    told: Callable[[str], None]
+    log: Callable[[str], None]
 
 
 Row = Callable[[Effort], list[str]]
+"""Measures a row, and returns it as lines of Markdown."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """A row on requests a second and CPU time.
+    """A row that measures requests a second and CPU time.
 
     Args:
-        title: What is measured, in a sentence.
-        load: The traffic.
-        names: Who takes part.
-        setup: What they are given.
+        title: Sentence above the table.
+        load: Kind of load.
+        names: Names of the peers.
+        setup: Configuration of the peers.
         connections: Numbers of connections; empty: those of the effort.
     """
 
@@ -81,17 +79,17 @@ class Speed:
     connections: Sequence[int] = ()
 
     def __call__(self, effort: Effort) -> list[str]:
-        """Measure it."""
+        """Measure the row."""
         counts = self.connections or effort.connections
-        results = contest.hold(
-            effort.runs, effort.seconds, counts, effort.told, self.load, self.names, self.setup
+        results = comparison.compare(
+            effort.runs, effort.seconds, counts, effort.log, self.load, self.names, self.setup
         )
-        rows = contest.medians(results)
-        return [self.title, "", *(line for count in counts for line in contest.table(rows, count))]
+        rows = comparison.medians(results)
+        return [self.title, "", *(line for count in counts for line in comparison.table(rows, count))]
 
 
 def _tls(effort: Effort) -> list[str]:
-    title = "HTTP/1.1 over TLS, a path and a query of its own in each request (h2load)."
+    title = "HTTP/1.1 over TLS; each request has a different path and query (h2load)."
     if shutil.which("h2load") is None:
         return [f"{title} Not measured: h2load is not installed.", ""]
     row = Speed(title, traffic.by_h2load, setup=Setup(tls=True), connections=(TLS_CONNECTIONS,))
@@ -100,21 +98,21 @@ def _tls(effort: Effort) -> list[str]:
 
 def _crowd(effort: Effort) -> list[str]:
     lines = [
-        f"The first answer to each of {effort.clients:,} clients that connect at once; time begins when the "
-        f"client begins to connect. {crowd.PATIENCE:.0f} s: a client has had none by then. The shares are of "
-        "the clients of all runs.",
+        f"{effort.clients:,} clients connect at once. The table gives the time from the start of a client's "
+        f"connection to the first byte of its first answer; {crowd.PATIENCE:.0f} s: it got none until "
+        "then. *Above* is a share of the clients of all runs.",
         "",
-        f"| {effort.clients:,} clients | which then | slowest, s (median) | slowest of all, s "
+        f"| {effort.clients:,} clients | then | slowest client, s (median) | slowest of all runs, s "
         f"| above {LATE} s | above {TOO_LATE} s |",
         "|---|---|---|---|---|---|",
     ]
-    with tempfile.TemporaryDirectory() as home, contestants(Path(home), BALANCERS) as peers:
-        for then, seconds in (("ask no more", 0.0), ("go on asking", ASKED_ON)):
+    with tempfile.TemporaryDirectory() as home, running_peers(Path(home), BALANCERS) as peers:
+        for then, seconds in (("no further requests", 0.0), ("further requests", FURTHER_REQUESTS)):
             waited: dict[str, list[list[float]]] = {peer.name: [] for peer in peers}
             for _ in range(effort.runs):
                 for peer in peers:
                     waited[peer.name].append(crowd.first_answers(peer, effort.clients, seconds))
-                    effort.told(f"crowd, who {then}: {peer.name}: {waited[peer.name][-1][-1]:.3f} s")
+                    effort.log(f"crowd, {then}: {peer.name}: {waited[peer.name][-1][-1]:.3f} s")
             for name, runs in waited.items():
                 slowest = [min(run[-1], crowd.PATIENCE) for run in runs]
                 shares = [
@@ -129,13 +127,13 @@ def _crowd(effort: Effort) -> list[str]:
 
 
 def _tail(effort: Effort) -> list[str]:
-    with tempfile.TemporaryDirectory() as home, contestants(Path(home), BALANCERS) as peers:
-        rows = extremes.half_load(peers, effort.runs, effort.seconds, effort.told)
+    with tempfile.TemporaryDirectory() as home, running_peers(Path(home), BALANCERS) as peers:
+        rows = extremes.half_load(peers, effort.runs, effort.seconds, effort.log)
     reference = next(row["p99_ms"] for row in rows if row["name"] == NGINX_NAME)
     return [
-        "The tail, varied traffic.",
+        "Tail latency; varied traffic.",
         "",
-        "| at about half of its own peak | connections | requests/s | of its peak | p99, ms | p99 × nginx |",
+        "| about half of the peak rate | connections | requests/s | × own peak | p99, ms | p99 × nginx |",
         "|---|---|---|---|---|---|",
         *(
             f"| {row['name']} | {row['connections']} | {row['rate']:,.0f} | {row['of_peak']:.2f} "
@@ -148,31 +146,31 @@ def _tail(effort: Effort) -> list[str]:
 
 def _kills(effort: Effort) -> list[str]:
     lines = [
-        "Replicas killed (SIGKILL) one after the other, each when the last one has been replaced, under a "
-        f"closed loop of {kills.CLIENTS} connections; {kills.REPLICAS} replicas; nothing is pinned.",
+        f"SIGKILL of one of {kills.REPLICAS} replicas, again after each replacement, under a closed loop of "
+        f"{kills.CLIENTS} connections. No process is pinned to a core.",
         "",
         "| replicas | kills | requests | requests/s | failed |",
         "|---|---|---|---|---|",
     ]
-    for name, options in kills.REPLICAS_ARE.items():
-        outcome = uvloop.run(kills.kills(effort.kills, options, effort.told))
+    for name, options in kills.KINDS_OF_REPLICA.items():
+        outcome = uvloop.run(kills.kills(effort.kills, options, effort.log))
         failed = sum(outcome.errors.values())
-        how = ", ".join(f"{kind}: {count}" for kind, count in outcome.errors.most_common())
+        kinds = ", ".join(f"{kind}: {count}" for kind, count in outcome.errors.most_common())
         lines.append(
             f"| {name} | {outcome.kills} | {outcome.requests:,} | {outcome.requests / outcome.seconds:,.0f} "
-            f"| {failed}{f' ({how})' if how else ''} |"
+            f"| {failed}{f' ({kinds})' if kinds else ''} |"
         )
     return [*lines, ""]
 
 
 def _memory(effort: Effort) -> list[str]:
     many = effort.many
-    with tempfile.TemporaryDirectory() as home, contestants(Path(home), (OURS, NGINX_NAME)) as peers:
-        rows = extremes.many_connections(peers, many, many * 6, effort.told)
+    with tempfile.TemporaryDirectory() as home, running_peers(Path(home), (OURS, NGINX_NAME)) as peers:
+        rows = extremes.many_connections(peers, many, many * 6, effort.log)
     return [
-        "Memory, varied traffic.",
+        "Memory; varied traffic.",
         "",
-        f"| {many:,} connections, all active | failed | memory for each, KiB |",
+        f"| {many:,} active connections | failed | memory for a connection, KiB |",
         "|---|---|---|",
         *(f"| {row['name']} | {row['failed']} | {row['kib_each']:.1f} |" for row in rows),
         "",
@@ -185,14 +183,14 @@ def _bodies(effort: Effort) -> list[str]:
     bulk = (sys.executable, "-m", "analysis.bench.bulk_replica")
     with (
         tempfile.TemporaryDirectory() as home,
-        contestants(Path(home), BALANCERS, replica=bulk) as peers,
+        running_peers(Path(home), BALANCERS, replica=bulk) as peers,
     ):
-        rows = extremes.bodies(peers, Path(home), effort.runs, effort.told)
+        rows = extremes.bodies(peers, Path(home), effort.runs, effort.log)
     nginx = next(row for row in rows if row["name"] == NGINX_NAME)
     return [
         "Large bodies.",
         "",
-        "| a body of 1 GiB | down, MiB/s | × nginx | up, MiB/s | × nginx |",
+        "| body of 1 GiB | download, MiB/s | × nginx | upload, MiB/s | × nginx |",
         "|---|---|---|---|---|",
         *(
             f"| {row['name']} | {row['down_mib_s']:,.0f} | {row['down_mib_s'] / nginx['down_mib_s']:.2f} "
@@ -205,26 +203,25 @@ def _bodies(effort: Effort) -> list[str]:
 
 ROWS: dict[str, Row] = {
     "varied": Speed(
-        "Varied traffic: each request has a path, a query and a cookie of its own, each answer a header of "
-        "its own.",
+        "Varied traffic: requests differ in path, query and cookie, answers in a header.",
         traffic.varied,
-        EVERYONE,
+        ALL_PEERS,
     ),
     "identical": Speed(
-        "Identical traffic: the same bytes each time, but for the date of the answer.",
+        "Identical traffic: all requests are the same, and answers differ only in their date.",
         traffic.identical,
-        EVERYONE,
+        ALL_PEERS,
     ),
     "laden": Speed(
-        "The same varied traffic, a replica chosen by a cookie, the access log on (to a file), 100 replicas.",
+        "Varied traffic, with all of these: hashing of a cookie, an access log (to a file), 100 replicas.",
         traffic.varied,
-        setup=ALL_OF_IT,
+        setup=ALL_FEATURES,
     ),
     "crowd": _crowd,
     "tail": _tail,
     "tls": _tls,
     "short": Speed(
-        "Short connections: one varied request on each.",
+        "Short connections: each carries one varied request.",
         traffic.short,
         connections=(SHORT_CONNECTIONS,),
     ),
@@ -232,11 +229,11 @@ ROWS: dict[str, Row] = {
     "memory": _memory,
     "bodies": _bodies,
 }
-"""What `make bench` measures."""
+"""The rows that `make bench` measures, in the order of the page."""
 
 PIECES: dict[str, Row] = {
-    "cookie": Speed("Varied traffic, a replica chosen by a cookie.", traffic.varied, setup=BY_COOKIE),
-    "log": Speed("Varied traffic, the access log on (to a file).", traffic.varied, setup=LOGGED),
-    "hundred": Speed("Varied traffic, 100 replicas.", traffic.varied, setup=HUNDRED),
+    "cookie": Speed("Varied traffic, with hashing of a cookie.", traffic.varied, setup=BY_COOKIE),
+    "log": Speed("Varied traffic, with an access log (to a file).", traffic.varied, setup=LOGGED),
+    "hundred": Speed("Varied traffic, with 100 replicas.", traffic.varied, setup=HUNDRED),
 }
-"""What `laden` is made of, one by one: measured only when it is named."""
+"""The features of the row `laden`, one by one. These rows are measured only if named."""

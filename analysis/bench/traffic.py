@@ -1,7 +1,7 @@
-"""The traffic: what is asked, and what the programs that ask say of it.
+"""The traffic of the benchmark: the requests, and the programs that send them and measure the answers.
 
-Varied traffic comes first, for no two clients ask the same: each request has a path, a query and a cookie of
-its own, and each answer a header of its own. Identical traffic is the same bytes each time.
+In varied traffic each request has a different path, query and cookie, and each answer a different header, as
+in real traffic. In identical traffic all requests are the same.
 """
 
 import math
@@ -16,25 +16,26 @@ from pathlib import Path
 from analysis.bench.peers import LOAD_CORE, Peer
 
 SCRIPT = Path(__file__).with_name("varied.lua")
-"""Makes the varied requests for wrk."""
+"""Lua script that makes the varied requests for wrk."""
 
 COOKIE = "sid"
 """Name of the cookie that varies."""
 
 MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+"""Milliseconds in each unit that wrk prints."""
 
 URLS = 50_000
-"""How many different ones h2load asks for in turn."""
+"""Number of different URLs that h2load requests in turn."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run came to.
+    """The figures of one run.
 
     Args:
-        requests: That were answered.
-        rate: The same, a second.
-        p99: Milliseconds; NaN: not told.
+        requests: Number of answered requests.
+        rate: Answered requests a second.
+        p99: 99th percentile of latency in milliseconds; NaN: the program does not print it.
         failures: Answers other than 2xx and 3xx, broken connections and time-outs.
     """
 
@@ -45,26 +46,26 @@ class Outcome:
 
 
 Traffic = Callable[[Peer, int, int], Outcome]
-"""Loads a contestant: with how many connections, for how many seconds."""
+"""Sends a load to a peer, given the number of connections and the seconds, and returns the figures."""
 
 
 def varied(peer: Peer, connections: int, seconds: int) -> Outcome:
-    """Requests of which no two are alike, on connections that are kept."""
-    return _wrk(connections, seconds, ["-s", str(SCRIPT), peer.url("/"), "--", _anywhere()])
+    """Varied requests on kept connections."""
+    return _wrk(connections, seconds, ["-s", str(SCRIPT), peer.url("/"), "--", _random_start()])
 
 
 def short(peer: Peer, connections: int, seconds: int) -> Outcome:
-    """The same, each on a connection of its own."""
-    return _wrk(connections, seconds, ["-s", str(SCRIPT), peer.url("/"), "--", _anywhere(), "close"])
+    """Varied requests, each on a new connection."""
+    return _wrk(connections, seconds, ["-s", str(SCRIPT), peer.url("/"), "--", _random_start(), "close"])
 
 
 def identical(peer: Peer, connections: int, seconds: int) -> Outcome:
-    """The same request again and again, on connections that are kept."""
+    """Identical requests on kept connections."""
     return _wrk(connections, seconds, [peer.url("/home")])
 
 
 def by_h2load(peer: Peer, connections: int, seconds: int) -> Outcome:
-    """Requests with a path and a query of their own, by HTTP/1.1, on connections that are kept."""
+    """HTTP/1.1 requests with different paths and queries, on kept connections."""
     first = random.randrange(1_000_000)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as urls:
         urls.writelines(f"{peer.url(f'/items/{n}?page={n % 1000}')}\n" for n in range(first, first + URLS))
@@ -77,12 +78,12 @@ def by_h2load(peer: Peer, connections: int, seconds: int) -> Outcome:
 
 
 def request(number: int, host: str, path: str = "") -> bytes:
-    """A varied request, for our own clients.
+    """A varied request for the clients of this package.
 
     Args:
-        number: Each has its own.
-        host: What stands in its Host header.
-        path: What it asks for; empty: a path of its own.
+        number: Number that makes the query and the cookie differ.
+        host: Value of the Host header.
+        path: Path of the request; empty: a path that differs too.
     """
     return (
         f"GET {path or f'/items/{number}'}?page={number} HTTP/1.1\r\nHost: {host}\r\n"
@@ -92,8 +93,8 @@ def request(number: int, host: str, path: str = "") -> bytes:
     ).encode()
 
 
-def _anywhere() -> str:
-    """A number to begin at: what was asked in one run is not asked again in the next."""
+def _random_start() -> str:
+    """The number of the first request: random, so that two runs do not repeat the same requests."""
     return str(random.randrange(1_000_000_000))
 
 
@@ -112,6 +113,6 @@ def _wrk(connections: int, seconds: int, rest: Sequence[str]) -> Outcome:
 
 
 def _run(*argv: str) -> str:
-    """Run a program on the core of the load; what it prints."""
+    """Run a program on the core of the load generator, and return its output."""
     pinned = ["taskset", "-c", str(LOAD_CORE), *argv]
     return subprocess.run(pinned, capture_output=True, text=True, check=True).stdout

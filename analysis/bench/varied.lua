@@ -1,6 +1,6 @@
--- Requests of which no two are alike: each has a path, a query and a cookie of its own.
--- The pieces are made once, and only joined for a request, so that wrk itself does not set the pace.
--- Arguments: the number of the first request, and what its Connection header says (none: it has none).
+-- Makes varied requests for wrk: each has a different path, query and cookie.
+-- The parts are made once and only joined for each request, so that wrk does not limit the rate.
+-- Arguments: the number of the first request; the value of the Connection header (omitted: no such header).
 
 local digits, number, head, tail = {}, 0, "", ""
 

@@ -1,5 +1,5 @@
 """The experiments, one module each.
 
-Every module has `run`, which measures and returns what JSON can hold; `draw`, which makes figures of that;
-and `tell`, which says in Markdown what came out. The last two use nothing but the result of the first.
+Every module has three functions. `run` measures and returns a result that JSON can hold. `draw` makes figures
+from that result. `tell` describes the result in Markdown. `draw` and `tell` read nothing but the result.
 """

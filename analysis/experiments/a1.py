@@ -1,4 +1,4 @@
-"""A-1: 10,000 requests on three replicas, for every ring and every policy."""
+"""A-1: the spread of 10,000 requests over three replicas, for every ring and every policy."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from analysis import plots
 from analysis.context import Context
 from analysis.experiments import spread
 
-TITLE = "A-1: who gets how many of the requests"
+TITLE = "A-1: requests by replica, for every ring and policy"
 
 REPLICAS = 3
 
@@ -24,7 +24,7 @@ CASES = {
     "least-connections": ("--policy", "least-connections"),
     "power-of-two": ("--policy", "power-of-two"),
 }
-"""What is compared: its name, and the options for it. The first four hash and do nothing else."""
+"""The options of `serve` for each case. The first four cases hash without a bound on the load."""
 
 
 async def run(context: Context) -> dict[str, Any]:
@@ -39,7 +39,7 @@ async def run(context: Context) -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any]) -> dict[str, Figure]:
-    """A bar chart for each case."""
+    """Draw a bar chart for each case."""
     title = f"{result['requests']:,} requests on {REPLICAS} replicas"
     figure, axes = plots.panels(2, 5, title, height=2.6)
     top = max(max(case["counts"]) for case in result["cases"])
@@ -54,11 +54,11 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
 
 
 def tell(result: dict[str, Any]) -> str:
-    """The table."""
+    """Describe the spread of every case in a table."""
     lines = [
-        f"{result['requests']:,} requests with random 6-digit ids, {spread.CLIENTS} at a time, {REPLICAS} replicas. "
-        "Chi-square is against an even spread; an even one exceeds "
-        f"{result['cases'][0]['chi_square_bound']:.1f} in one draw of a hundred.",
+        f"Load: {result['requests']:,} requests with random 6-digit ids, {spread.CLIENTS} at a time, on {REPLICAS} replicas. "
+        "Chi-square compares the counts with an even spread. If each request goes to a random replica, chi-square exceeds "
+        f"{result['cases'][0]['chi_square_bound']:.1f} in one run of a hundred.",
         "",
         "| | Server-1 | Server-2 | Server-3 | peak to mean | chi-square |",
         "|---|---|---|---|---|---|",
@@ -71,8 +71,8 @@ def tell(result: dict[str, Any]) -> str:
     hashed = {case["label"]: case for case in result["cases"]}
     lines += [
         "",
-        f"The ring `default` has its fullest replica {hashed['ring default']['peak_to_mean'] - 1:.1%} above the mean by "
-        f"hashing alone; the coursework's own hash functions (`classic`) give one replica "
-        f"{hashed['ring classic']['peak_to_mean']:.2f} times the mean.",
+        "On the ring `default`, without a bound on the load, the busiest replica gets "
+        f"{hashed['ring default']['peak_to_mean'] - 1:.1%} more requests than the mean. On the ring `classic`, which has "
+        f"the coursework's hash functions, it gets {hashed['ring classic']['peak_to_mean']:.2f} times the mean.",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A-2: the same with two to six replicas: mean load, and how far replicas are from it."""
+"""A-2: the spread of the same requests over two to six replicas: its mean and its standard deviation."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from analysis import plots
 from analysis.context import Context
 from analysis.experiments import spread
 
-TITLE = "A-2: more replicas, less load on each"
+TITLE = "A-2: load by number of replicas"
 
 SIZES = range(2, 7)
 
 
 async def run(context: Context) -> dict[str, Any]:
-    """Measure every N."""
+    """Measure every number of replicas."""
     sizes = (2, 3) if context.quick else SIZES
     hashed = [
         await spread.measure(context, f"ring default, N = {n}", n, ("--load-factor", "0")) for n in sizes
@@ -24,18 +24,18 @@ async def run(context: Context) -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any]) -> dict[str, Figure]:
-    """Mean load, and standard deviation."""
+    """Draw the mean load and the standard deviation."""
     figure, (left, right) = plots.panels(1, 2, f"{result['requests']:,} requests on N replicas")
     sizes = [case["replicas"] for case in result["hashed"]]
     left.plot(sizes, [case["mean"] for case in result["hashed"]], marker="o", label="mean")
-    for name, label in (("hashed", "fullest, ring alone"), ("bounded", "fullest, bounded loads")):
+    for name, label in (("hashed", "busiest, no bound"), ("bounded", "busiest, bounded loads")):
         left.plot(
             sizes, [max(case["counts"]) for case in result[name]], marker="s", linestyle="--", label=label
         )
-    left.set_title("Requests by replica")
-    for name, label in (("hashed", "ring alone"), ("bounded", "bounded loads")):
+    left.set_title("Requests on a replica")
+    for name, label in (("hashed", "no bound"), ("bounded", "bounded loads")):
         right.plot(sizes, [case["deviation"] for case in result[name]], marker="o", label=label)
-    right.set_title("Standard deviation of the requests by replica")
+    right.set_title("Standard deviation of the requests on a replica")
     for place in (left, right):
         place.set_xlabel("N")
         place.set_xticks(sizes)
@@ -45,11 +45,12 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
 
 
 def tell(result: dict[str, Any]) -> str:
-    """The table."""
+    """Describe the spread for every number of replicas in a table."""
     lines = [
-        f"{result['requests']:,} requests for each N, by the ring `default`: alone, and with `--load-factor 1.25`.",
+        f"The ring `default` spreads {result['requests']:,} requests over N replicas: first without a bound on the load "
+        "(`--load-factor 0`), then with bounded loads (`--load-factor 1.25`).",
         "",
-        "| N | mean | standard deviation, ring alone | bounded | peak to mean, ring alone | bounded |",
+        "| N | mean | standard deviation, no bound | bounded | peak to mean, no bound | bounded |",
         "|---|---|---|---|---|---|",
     ]
     for alone, bounded in zip(result["hashed"], result["bounded"], strict=True):

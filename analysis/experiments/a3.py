@@ -1,9 +1,10 @@
-"""A-3: every endpoint once; then a replica is killed under load, and what can be seen of it is drawn."""
+"""A-3: one call of every endpoint; then the death of a replica under load, and the recovery from it."""
 
 import asyncio
 import time
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import plots
@@ -18,6 +19,7 @@ REPLICAS = 3
 RATE = 200.0
 SECONDS, KILLED_AFTER = 10.0, 3.0
 STEP = 0.1
+"""Seconds that one point of the plots covers."""
 
 CALLS = (
     ("GET", "/rep", None),
@@ -33,12 +35,12 @@ CALLS = (
 
 
 async def run(context: Context) -> dict[str, Any]:
-    """Call the endpoints, then load, kill and watch."""
+    """Call the endpoints; then send the load, kill a replica and record its events."""
     seconds, killed_after = (3.0, 1.0) if context.quick else (SECONDS, KILLED_AFTER)
     async with running(context.backend, REPLICAS) as system:
         calls = [await _call(system, *call) for call in CALLS]
-        seen: list[tuple[float, dict[str, Any]]] = []
-        watching = asyncio.create_task(_watch(system, seen))
+        recorded: list[tuple[float, dict[str, Any]]] = []
+        recording = asyncio.create_task(_record_events(system, recorded))
         target = Target.parse(system.url("/home"))
         load = Load(round(RATE * seconds), concurrency=500, rate=RATE, seed=context.seed)
         with context.bar("a replica is killed under load", load.requests) as bar:
@@ -48,15 +50,11 @@ async def run(context: Context) -> dict[str, Any]:
             killed = time.perf_counter()
             await system.kill(victim)
             record = await sending
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-    story = [
-        {"at": at - killed, "event": event["event"]}
-        for at, event in seen
-        if event.get("replica") == victim["hostname"]
-    ]
+        recording.cancel()
+        await asyncio.gather(recording, return_exceptions=True)
+    of_victim = [(at - killed, event) for at, event in recorded if event.get("replica") == victim["hostname"]]
     moments = {
-        name: next((e["at"] for e in story if e["event"] == name), None)
+        name: next((at for at, event in of_victim if event["event"] == name), None)
         for name in ("down", "starting", "up")
     }
     return {
@@ -66,7 +64,7 @@ async def run(context: Context) -> dict[str, Any]:
         "killed_at": killed - record.origin,
         "moments": moments,
         "summary": record.summary(),
-        "timeline": record.over_time(STEP)[:-1],  # the last step is not a whole one
+        "timeline": record.over_time(STEP)[:-1],  # the last step is shorter than the others
     }
 
 
@@ -83,13 +81,13 @@ async def _call(system: System, method: str, path: str, body: Any) -> dict[str, 
         }
 
 
-async def _watch(system: System, seen: list[tuple[float, dict[str, Any]]]) -> None:
+async def _record_events(system: System, recorded: list[tuple[float, dict[str, Any]]]) -> None:
     async for at, event in events(system):
-        seen.append((at, event))
+        recorded.append((at, event))
 
 
 def draw(result: dict[str, Any]) -> dict[str, Figure]:
-    """Throughput, errors, slowest answer and replicas up, over time."""
+    """Draw throughput, failures, the slowest answer and the replicas in rotation over time."""
     figure, (above, middle, below) = plots.panels(3, 1, "A replica is killed under load", height=1.9)
     timeline, killed, moments = result["timeline"], result["killed_at"], result["moments"]
     times = [bucket["at"] - killed for bucket in timeline]
@@ -100,14 +98,7 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
     middle.step(times, [bucket["slowest"] * 1000 for bucket in timeline], where="post", color="C2")
     middle.set_title("Slowest answer, ms")
     middle.set_ylim(bottom=0)
-    ends = [times[0], 0.0, times[-1]]
-    up = [REPLICAS, REPLICAS, REPLICAS]
-    if moments["down"] is not None:
-        ends, up = [times[0], moments["down"]], [REPLICAS, REPLICAS - 1]
-        if moments["up"] is not None:
-            ends, up = [*ends, moments["up"]], [*up, REPLICAS]
-        ends, up = [*ends, times[-1]], [*up, up[-1]]
-    below.step(ends, up, where="post", color="C3")
+    below.step(*_in_rotation(moments, times[0], times[-1]), where="post", color="C3")
     below.set_title("Replicas in rotation")
     below.set_ylim(0, REPLICAS + 0.5)
     below.set_xlabel("seconds after the kill")
@@ -116,32 +107,49 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
         for name, colour in (("down", "C1"), ("starting", "C4"), ("up", "C2")):
             if moments[name] is not None:
                 place.axvline(moments[name], color=colour, linewidth=1, linestyle="--")
+    _annotate(below, moments)
+    return {"a3": figure}
+
+
+def _in_rotation(moments: dict[str, Any], begin: float, end: float) -> tuple[list[float], list[int]]:
+    """The times at which the number of replicas in rotation changes, and the numbers from then on."""
+    times, numbers = [begin], [REPLICAS]
+    if moments["down"] is not None:
+        times.append(moments["down"])
+        numbers.append(REPLICAS - 1)
+        if moments["up"] is not None:
+            times.append(moments["up"])
+            numbers.append(REPLICAS)
+    return [*times, end], [*numbers, numbers[-1]]
+
+
+def _annotate(axes: Axes, moments: dict[str, Any]) -> None:
+    """Write the name and the time of each moment beside its line."""
     labels = [("killed", 0.0)] + [
         (name, moments[key])
         for name, key in (("detected", "down"), ("replacement started", "starting"), ("full service", "up"))
     ]
     for row, (name, at) in enumerate(labels):
         if at is not None:
-            below.annotate(
+            axes.annotate(
                 f"{name} {at:.2f} s" if row else name,
                 (at, 0.15 + 0.55 * row),
                 xytext=(4, 0),
                 textcoords="offset points",
                 fontsize=8,
             )
-    return {"a3": figure}
 
 
 def tell(result: dict[str, Any]) -> str:
-    """The moments, and the table of endpoints."""
+    """Describe the recovery in a paragraph, and the calls of the endpoints in a table."""
     moments, summary = result["moments"], result["summary"]
     said = {name: "never" if at is None else f"{at * 1000:,.0f} ms" for name, at in moments.items()}
     lines = [
-        f"{summary['requests']:,} requests in an open loop, {result['rate']:g} a second; {result['victim']} is sent SIGKILL after "
-        f"{result['killed_at']:.1f} s. It is off the ring **{said['down']}** after the kill, its replacement is being started "
-        f"after {said['starting']}, and full service is restored after **{said['up']}**. "
-        f"**{summary['failed']:,} requests failed**; the slowest answer took {summary['max'] * 1000:,.0f} ms, the median "
-        f"{summary['percentiles']['50'] * 1000:.1f} ms.",
+        f"Load: {summary['requests']:,} requests in an open loop, {result['rate']:g} a second. {result['victim']} gets SIGKILL "
+        f"{result['killed_at']:.1f} s after the start. Times after the kill: {result['victim']} is off the ring after "
+        f"**{said['down']}**, the start of its replacement begins after {said['starting']}, and all {REPLICAS} replicas are in "
+        f"rotation again after **{said['up']}**. **{summary['failed']:,} requests failed.** The slowest answer took "
+        f"{summary['max'] * 1000:,.0f} ms, the median answer {summary['percentiles']['50'] * 1000:.1f} ms.",
         "",
         "| call | status | answer | ms |",
         "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""A-4: the classic rings, beside what was published of them and what their arithmetic says exactly."""
+"""A-4: the measured spread of the classic rings beside the published one and the exact one."""
 
 import math
 from typing import Any
@@ -14,11 +14,11 @@ from loadbalancer.routing.ring import Ring
 TITLE = "A-4: the classic rings, measured, published and computed"
 
 NOISE = 4.0
-"""Standard deviations of a binomial that a count may be from its expectation."""
+"""Largest distance of a count from its expectation that chance explains, in standard deviations (binomial)."""
 
 
 async def run(context: Context) -> dict[str, Any]:
-    """Measure every ring at every N, and work out what should have come."""
+    """Measure every ring with every number of replicas, and compute the exact shares."""
     cases = []
     for name, rows in PUBLISHED.items():
         for published in rows[:1] if context.quick else rows:
@@ -42,11 +42,11 @@ async def run(context: Context) -> dict[str, Any]:
 
 
 def noise(counts: list[int], shares: list[float]) -> float:
-    """How many standard deviations of a binomial the count furthest from its expectation is away from it.
+    """The largest distance of a count from its expectation, in standard deviations of a binomial.
 
     Args:
-        counts: By replica.
-        shares: The exact ones.
+        counts: Requests by replica.
+        shares: Exact share of each replica, in the same order.
     """
     total = sum(counts)
     return max(
@@ -56,7 +56,7 @@ def noise(counts: list[int], shares: list[float]) -> float:
 
 
 def draw(result: dict[str, Any]) -> dict[str, Figure]:
-    """Measured, published and computed side by side, for the largest N; and the deviation for each N."""
+    """Draw measured, published and computed counts for the largest N, and mean and deviation for every N."""
     names = list(dict.fromkeys(case["ring"] for case in result["cases"]))
     figure, axes = plots.panels(2, len(names), "The classic rings: measured, published, computed", height=2.8)
     for place, below, name in zip(axes, axes[len(names) :], names, strict=False):
@@ -86,16 +86,17 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
 
 
 def tell(result: dict[str, Any]) -> str:
-    """The table, and whether all agrees."""
+    """Say whether the counts agree, and list them in a table."""
     worst = max(case["noise"] for case in result["cases"])
     worst_published = max(case["published_noise"] for case in result["cases"])
     verdict = "agrees" if max(worst, worst_published) <= NOISE else "does **not** agree"
     lines = [
-        f"`--load-factor 0`, {result['requests']:,} requests each. *ids* is the exact share of all 6-digit ids that reach each "
-        "server, *slots* that of the ring's slots; ids do not fall on all slots alike, because squares modulo 512 do not. "
-        f"Of the measured counts the one furthest from its expectation is {worst:.1f} standard deviations away, of the "
-        f"published ones {worst_published:.1f}: each {verdict} with the arithmetic within the noise of the draw "
-        f"({NOISE:g} standard deviations).",
+        f"Each case has {result['requests']:,} requests and `--load-factor 0`. *ids* is the exact share of all 6-digit ids "
+        "that hash to each server. *slots* is the exact share of the ring's slots that belong to each server. The two differ "
+        "on the rings that hash with squares, because squares modulo 512 are not spread evenly. "
+        f"The largest distance of a measured count from its expectation is {worst:.1f} standard deviations, that of a "
+        f"published count {worst_published:.1f}. The noise of the random ids explains up to {NOISE:g}: each count {verdict} "
+        "with the arithmetic.",
         "",
         "| ring | N | measured | published | ids, % | slots, % |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Disruption: how many keys move when one replica joins or leaves, for every ring and for hashing modulo N."""
+"""Disruption: the share of keys that move when a replica joins or leaves, for every ring and for modulo N."""
 
 import math
 import random
@@ -11,13 +11,13 @@ from analysis.context import Context
 from loadbalancer.routing.hashing import hash_text
 from loadbalancer.routing.ring import PRESETS, Ring, capacity
 
-TITLE = "Disruption: what moves when one joins or leaves"
+TITLE = "Disruption: keys that move when a replica joins or leaves"
 
 KEYS = 20_000
 
 
 async def run(context: Context) -> dict[str, Any]:
-    """Compare the owners of many keys before and after; pure arithmetic, nothing is started."""
+    """Compare the owners of many keys before and after a change. No load balancer is started."""
     rng = random.Random(context.seed)
     keys = [str(rng.randint(100_000, 999_999)) for _ in range(2_000 if context.quick else KEYS)]
     largest = 6 if context.quick else 100
@@ -36,6 +36,14 @@ async def run(context: Context) -> dict[str, Any]:
 
 
 def _moved(name: str, size: int, keys: list[str], rng: random.Random) -> dict[str, Any]:
+    """Shares of the keys that move on a ring when one member joins, and when a random one leaves.
+
+    Args:
+        name: The ring's preset.
+        size: Members before the change.
+        keys: The keys.
+        rng: Draws the member that leaves.
+    """
     before = Ring.build(name, range(1, size + 1))
     after = before.changed_to(range(1, size + 2))
     leaver = rng.choice(before.numbers)
@@ -52,9 +60,9 @@ def _moved(name: str, size: int, keys: list[str], rng: random.Random) -> dict[st
 
 
 def draw(result: dict[str, Any]) -> dict[str, Figure]:
-    """The share that moves, by N, beside the ideal."""
+    """Draw the share of keys that move, by N, beside the ideal."""
     figure, axes = plots.panels(1, 2, "Keys that move when one replica joins or leaves")
-    for place, kind, what in zip(axes, ("joined", "left"), ("one joins N", "one of N leaves"), strict=True):
+    for place, kind, title in zip(axes, ("joined", "left"), ("one joins N", "one of N leaves"), strict=True):
         for name in dict.fromkeys(row["hash"] for row in result["rows"]):
             rows = [row for row in result["rows"] if row["hash"] == name]
             place.plot(
@@ -67,7 +75,7 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
         ideal = [100 / (size + 1 if kind == "joined" else size) for size in sizes]
         place.plot(sizes, ideal, color="black", linestyle=":", label="ideal")
         place.set_yscale("log")
-        place.set_title(what)
+        place.set_title(title)
         place.set_xlabel("N")
         place.set_ylabel("% of the keys")
     axes[0].legend(fontsize=8)
@@ -75,13 +83,14 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
 
 
 def tell(result: dict[str, Any]) -> str:
-    """How far each is from the ideal."""
+    """Compare every ring with the ideal in a table."""
     lines = [
-        f"{result['keys']:,} keys. The ideal is 1/(N + 1) when one joins N, and 1/N when one of N leaves; the table says how many "
-        "times that moves, on average over N and at worst. A leaver is any of the N. *Between others* are keys that move although "
-        "neither their old nor their new owner is the one that left.",
+        f"The owners of {result['keys']:,} keys are compared before and after each change. The ideal share of keys that move is "
+        "1/(N + 1) when a replica joins N others, and 1/N when one of N leaves. The table gives the share that moves as a "
+        "multiple of the ideal: the mean and the maximum over all N. The replica that leaves is chosen at random. *Between "
+        "others* is the largest share of keys that move from one remaining replica to another.",
         "",
-        "| hash | N | joins: mean × ideal | worst | leaves: mean × ideal | worst | between others, at most |",
+        "| hash | N | join: mean × ideal | maximum | leave: mean × ideal | maximum | between others, maximum |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row["hash"] for row in result["rows"]):

@@ -18,13 +18,13 @@ CLOSED, OPEN_RATE = (100, 1_000), 500.0
 
 
 async def measure(context: Context, target: Target, load: Load, label: str) -> dict[str, Any]:
-    """One run.
+    """Send one load and return its figures.
 
     Args:
-        context: Shows how far it has come.
-        target: Where to.
-        load: How much.
-        label: Of the run.
+        context: Shows the progress.
+        target: URL that the requests go to.
+        load: Number of requests, and the kind of loop.
+        label: Name of the run in plots and tables.
     """
     with context.bar(label, load.requests) as bar:
         record = await send(target, load, progress=bar.at)
@@ -40,7 +40,7 @@ async def measure(context: Context, target: Target, load: Load, label: str) -> d
 
 
 async def run(context: Context) -> dict[str, Any]:
-    """What the report shows: closed loops and an open one, on three sample replicas."""
+    """Measure closed loops and an open one on three sample replicas, for the report."""
     async with running(context.backend, 3) as system:
         target = Target.parse(system.url("/home"))
         runs = [
@@ -60,7 +60,7 @@ async def run(context: Context) -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any]) -> dict[str, Figure]:
-    """Latency by percentile, and throughput over time."""
+    """Draw latency by percentile, and throughput over time."""
     figure, (left, right) = plots.panels(1, 2, result["url"])
     for one in result["runs"]:
         left.plot(
@@ -80,19 +80,20 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
 
 
 def tell(result: dict[str, Any]) -> str:
-    """The table."""
+    """Describe every run in a table."""
     head = " | ".join(f"p{p:g}" for p in PERCENTILES)
     lines = [
-        f"{result['url']}. Latency in ms; in an open loop it counts from when a request was meant to begin.",
+        f"Target: {result['url']}. Latency is in ms. In an open loop, latency begins at the scheduled start of a request.",
         "",
         f"| | requests | requests/s | failed | {head} | max | by replica |",
         "|---" * (6 + len(PERCENTILES)) + "|",
     ]
     for one in result["runs"]:
         cells = [_ms(one["percentiles"][f"{p:g}"]) for p in PERCENTILES]
-        by = ", ".join(f"{count:,}" for _, count in sorted(one["replicas"].items())) or "—"
+        counts = ", ".join(f"{count:,}" for _, count in sorted(one["replicas"].items())) or "—"
         lines.append(
-            f"| {one['label']} | {one['requests']:,} | {one['rate']:,.0f} | {one['failed']:,} | {' | '.join(cells)} | {_ms(one['max'])} | {by} |"
+            f"| {one['label']} | {one['requests']:,} | {one['rate']:,.0f} | {one['failed']:,} "
+            f"| {' | '.join(cells)} | {_ms(one['max'])} | {counts} |"
         )
         for kind, count in one["errors"].items():
             lines += ["", f"{count:,} × {kind}"]

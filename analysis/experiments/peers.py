@@ -1,4 +1,4 @@
-"""Peers: nginx, HAProxy and both of our lanes side by side, in one run on one machine."""
+"""Peers: both lanes beside nginx and HAProxy, in one run on one machine."""
 
 import asyncio
 from typing import Any
@@ -6,39 +6,41 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from analysis import plots
-from analysis.bench import contest
+from analysis.bench import comparison
+from analysis.bench.peers import ALL_PEERS
 from analysis.context import Context
 
-TITLE = "Peers: beside nginx and HAProxy"
+TITLE = "Peers: comparison with nginx and HAProxy"
 
 CONNECTIONS = (64, 1000)
-CONTESTANTS = 5
 
 
 async def run(context: Context) -> dict[str, Any]:
-    """Hold the contest of `make bench`, shorter."""
+    """Run the comparison of `make bench` with fewer and shorter runs."""
     runs, seconds = (1, 1) if context.quick else (3, 2)
-    total = runs * len(CONNECTIONS) * CONTESTANTS
+    total = runs * len(CONNECTIONS) * len(ALL_PEERS)
     done = 0
     with context.bar("peers", total) as bar:
 
-        def told(line: str) -> None:
+        def advance(line: str) -> None:
             nonlocal done
             done += 1
             bar.at(done)
 
         try:
-            results = await asyncio.to_thread(contest.hold, runs, seconds, CONNECTIONS, told)
-        except contest.ContestError as error:
+            results = await asyncio.to_thread(comparison.compare, runs, seconds, CONNECTIONS, advance)
+        except comparison.ComparisonError as error:
             return {"missing": str(error), "rows": []}
-    return {"missing": None, "runs": runs, "seconds": seconds, "rows": contest.medians(results)}
+    return {"missing": None, "runs": runs, "seconds": seconds, "rows": comparison.medians(results)}
 
 
 def draw(result: dict[str, Any]) -> dict[str, Figure]:
-    """Throughput, and CPU time for a request."""
+    """Draw throughput, and CPU time for a request."""
     if result["missing"]:
         return {}
-    figure, axes = plots.panels(1, 3, "Requests a second on one core, beside nginx and HAProxy", height=3.6)
+    figure, axes = plots.panels(
+        1, 3, "Requests a second on one core, compared with nginx and HAProxy", height=3.6
+    )
     for place, connections in zip(axes, CONNECTIONS, strict=False):
         rows = [row for row in result["rows"] if row["connections"] == connections]
         plots.bars(place, [row["name"] for row in rows], [row["rate"] for row in rows])
@@ -65,14 +67,15 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
 
 
 def tell(result: dict[str, Any]) -> str:
-    """The tables."""
+    """Describe the medians in one table for each number of connections."""
     if result["missing"]:
         return f"Not run: {result['missing']}."
     lines = [
-        f"Median of {result['runs']} alternating runs of {result['seconds']} s; `make bench` runs longer. The contestants are pinned to one core, the load "
-        "generator (wrk) and the replicas to another. Ratios of one run hold; absolute figures move with the machine.",
+        f"Median of {result['runs']} alternating runs of {result['seconds']} s; `make bench` runs longer. Each load balancer is "
+        "pinned to one core, the load generator (wrk) and the replicas to another. The ratios within a run are comparable "
+        "between machines, the absolute figures are not. *This* is the load balancer of this project.",
         "",
     ]
     for connections in CONNECTIONS:
-        lines += contest.table(result["rows"], connections)
+        lines += comparison.table(result["rows"], connections)
     return "\n".join(lines).rstrip()

@@ -1,4 +1,4 @@
-"""Policies: one replica is ten times slower than the others; who notices?"""
+"""Policies: latency with each policy when one replica is ten times slower than the others."""
 
 import sys
 from typing import Any
@@ -15,7 +15,10 @@ TITLE = "Policies: one slow replica"
 
 REPLICAS = 4
 DELAY = 0.010
+"""Seconds that the other replicas take for a request."""
+
 RATE = 400.0
+"""Requests a second."""
 
 CASES = {
     "hash, unbounded": ("--load-factor", "0"),
@@ -28,7 +31,7 @@ CASES = {
 
 
 async def run(context: Context) -> dict[str, Any]:
-    """The same load on every policy; replicas are processes whatever the backend, for they have to be slow."""
+    """Send the same load with every policy. Replicas are always processes, because they run `slow_replica`."""
     command = f"env DELAY={DELAY} SLOW=Server-1 {sys.executable} -m analysis.slow_replica"
     requests = max(context.requests // 4, 200)
     cases = []
@@ -53,7 +56,7 @@ async def run(context: Context) -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any]) -> dict[str, Figure]:
-    """Percentiles, and the slow replica's share."""
+    """Draw the percentiles, and the share of the slow replica."""
     figure, axes = plots.panels(1, 2, "One of four replicas is ten times slower", height=3.6)
     names = [case["policy"] for case in result["cases"]]
     for shift, percent in ((-0.27, "p50"), (0, "p90"), (0.27, "p99")):
@@ -66,17 +69,17 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
     axes[0].set_title("Latency, ms")
     axes[0].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.7, 1.0), ncols=3)
     plots.bars(axes[1], names, [case["slow_share"] * 100 for case in result["cases"]], form="{:.1f}")
-    axes[1].set_title("Requests that the slow one got, %")
+    axes[1].set_title("Requests on the slow replica, %")
     for place in axes:
         plots.slant(place)
     return {"policies": figure}
 
 
 def tell(result: dict[str, Any]) -> str:
-    """The table."""
+    """Describe every policy in a table."""
     lines = [
-        f"{result['requests']:,} requests in an open loop, {RATE:g} a second, on {REPLICAS} replicas: three take {DELAY * 1000:g} ms "
-        f"for a request, Server-1 takes {DELAY * 10_000:g} ms.",
+        f"Load: {result['requests']:,} requests in an open loop, {RATE:g} a second, on {REPLICAS} replicas. Server-1 takes "
+        f"{DELAY * 10_000:g} ms for a request, the other three take {DELAY * 1000:g} ms.",
         "",
         "| policy | p50, ms | p90, ms | p99, ms | share of the slow replica | failed |",
         "|---|---|---|---|---|---|",

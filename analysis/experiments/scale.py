@@ -1,4 +1,4 @@
-"""Scale: how long `/add` and `/rm` take, and what rings and policies cost as N grows."""
+"""Scale: the duration of `/add` and `/rm`, and the cost of rings and policies, as the number of replicas grows."""
 
 import shutil
 import subprocess
@@ -16,20 +16,21 @@ from loadbalancer.routing.policies import make_policy
 from loadbalancer.routing.ring import PRESETS, Ring, capacity
 from loadbalancer.routing.upstream import Upstream
 
-TITLE = "Scale: how long changes take, and what a choice costs"
+TITLE = "Scale: duration of changes, and cost of a pick"
 
 STEPS: dict[Backend, tuple[int, ...]] = {"process": tuple(range(1, 21)), "docker": (1, 2, 4, 8, 12, 16, 20)}
-"""How many replicas are added and removed at a time; a container takes longer, so that fewer steps must do."""
+"""Numbers of replicas that one change adds or removes. Containers start slowly, so they get fewer steps."""
 
 POLICIES = ("round-robin", "weighted-round-robin", "random", "least-connections", "power-of-two")
 
-SIZES = (1, 3, 10, 30, 56, 100, 128, 300, 1_000, 3_000, 10_000)
+SIZES: tuple[int, ...] = (1, 3, 10, 30, 56, 100, 128, 300, 1_000, 3_000, 10_000)
 
 LOOKUPS = 20_000
+"""Picks that one measurement times."""
 
 
 def engine_answers() -> bool:
-    """Whether containers can be had, and the sample replica's image is there."""
+    """Whether a Docker Engine answers and has the image of the sample replica."""
     if shutil.which("docker") is None:
         return False
     image = ["docker", "image", "inspect", "loadbalancer-server:latest"]
@@ -40,66 +41,74 @@ def engine_answers() -> bool:
 
 
 async def run(context: Context) -> dict[str, Any]:
-    """Change a real fleet; then time the pure parts."""
+    """Time changes of a real fleet, then rings and policies without one."""
     backends: list[Backend] = ["process"]
     if context.backend == "docker" or (engine_answers() and not context.quick):
         backends.append("docker")
-    changes = []
-    for backend in backends:
-        steps = (1, 2) if context.quick else STEPS[backend]
-        async with running(backend, 1) as system:
-            with context.bar(f"/add and /rm ({backend})", len(steps)) as bar:
-                for done, n in enumerate(steps, 1):
-                    names = [f"extra-{number}" for number in range(n)]
-                    body = {"n": n, "hostnames": names}
-                    added = await system.change("POST", "/add", body)
-                    removed = await system.change("DELETE", "/rm", body)
-                    changes.append({"backend": backend, "n": n, "add": added, "rm": removed})
-                    bar.at(done)
+    changes = [row for backend in backends for row in await _changes(context, backend)]
     sizes = SIZES[:3] if context.quick else SIZES
     with context.bar("rings and policies", len(sizes)) as bar:
-        choices = []
+        picks = []
         for done, size in enumerate(sizes, 1):
-            choices += _choices(size)
+            picks += _rings(size) + _policies(size)
             bar.at(done)
-    return {"changes": changes, "choices": choices, "docker": "docker" in backends}
+    return {"changes": changes, "picks": picks, "docker": "docker" in backends}
 
 
-def _choices(size: int) -> list[dict[str, Any]]:
-    """Time what can hold so many members."""
-    upstreams = [Upstream(f"Server-{n}", n, "127.0.0.1", n) for n in range(1, size + 1)]
-    keys = [str(number) for number in range(LOOKUPS)]
-    empty = Ring.build("default", ())
+async def _changes(context: Context, backend: Backend) -> list[dict[str, Any]]:
+    """Time `/add` and `/rm` of one replica, of several, and of many."""
+    steps = (1, 2) if context.quick else STEPS[backend]
     rows = []
+    async with running(backend, 1) as system:
+        with context.bar(f"/add and /rm ({backend})", len(steps)) as bar:
+            for done, n in enumerate(steps, 1):
+                body = {"n": n, "hostnames": [f"extra-{number}" for number in range(n)]}
+                added = await system.change("POST", "/add", body)
+                removed = await system.change("DELETE", "/rm", body)
+                rows.append({"backend": backend, "n": n, "add": added, "rm": removed})
+                bar.at(done)
+    return rows
+
+
+def _rings(size: int) -> list[dict[str, Any]]:
+    """Time every ring that has room for so many members, and bounded loads on the ring `default`."""
+    upstreams = _upstreams(size)
+    keys = [str(number) for number in range(LOOKUPS)]
+    rows: list[dict[str, Any]] = []
     for name in PRESETS:
         if size > capacity(name):
             continue
         build = _seconds(lambda name=name: Ring.build(name, range(1, size + 1)))  # type: ignore[misc]
         ring = Ring.build(name, range(1, size + 1))
-        join = _seconds(lambda ring=ring: ring.changed_to(range(2, size + 1))) if size > 1 else None  # type: ignore[misc]
-        rows.append(
-            {
-                "what": f"ring {name}",
-                "size": size,
-                "build": build,
-                "change": join,
-                "pick": _each(keys, ring.owner),
-            }
-        )
+        leave = _seconds(lambda ring=ring: ring.changed_to(range(2, size + 1))) if size > 1 else None  # type: ignore[misc]
+        pick = _each(keys, ring.owner)
+        rows.append({"name": f"ring {name}", "size": size, "build": build, "change": leave, "pick": pick})
         if name == "default":
             hashing = make_policy("consistent-hash", upstreams, ring=ring, load_factor=1.25, rng=Random(1))
             for upstream in upstreams:
                 upstream.count(2)
-            rows.append({"what": "consistent-hash, bounded", "size": size, "pick": _each(keys, hashing.pick)})
-    for policy in POLICIES:
-        chooser = make_policy(policy, upstreams, ring=empty, load_factor=0, rng=Random(1))
-        few = keys[: max(LOOKUPS * 10 // max(size, 10), 50)]
-        rows.append({"what": policy, "size": size, "pick": _each(few, chooser.pick)})
+            rows.append({"name": "consistent-hash, bounded", "size": size, "pick": _each(keys, hashing.pick)})
     return rows
 
 
+def _policies(size: int) -> list[dict[str, Any]]:
+    """Time the policies that have no ring, with so many replicas."""
+    upstreams = _upstreams(size)
+    empty = Ring.build("default", ())
+    keys = [str(number) for number in range(max(LOOKUPS * 10 // max(size, 10), 50))]
+    rows = []
+    for policy in POLICIES:
+        chooser = make_policy(policy, upstreams, ring=empty, load_factor=0, rng=Random(1))
+        rows.append({"name": policy, "size": size, "pick": _each(keys, chooser.pick)})
+    return rows
+
+
+def _upstreams(size: int) -> list[Upstream]:
+    return [Upstream(f"Server-{n}", n, "127.0.0.1", n) for n in range(1, size + 1)]
+
+
 def _seconds(work: Callable[[], object]) -> float:
-    """The best of three."""
+    """The shortest of three runs, in seconds."""
     times = []
     for _ in range(3):
         began = time.perf_counter()
@@ -109,15 +118,17 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _each(keys: list[str], pick: Callable[[str], object]) -> float:
-    def all_of_them() -> None:
+    """Seconds of one pick: the mean over all keys."""
+
+    def pick_all() -> None:
         for key in keys:
             pick(key)
 
-    return _seconds(all_of_them) / len(keys)
+    return _seconds(pick_all) / len(keys)
 
 
 def draw(result: dict[str, Any]) -> dict[str, Figure]:
-    """Changes of the fleet, and the cost of a choice."""
+    """Draw the duration of changes, and the cost of a pick."""
     figure, (left, right) = plots.panels(1, 2, "Scale", height=3.8)
     for backend in dict.fromkeys(row["backend"] for row in result["changes"]):
         rows = [row for row in result["changes"] if row["backend"] == backend]
@@ -131,78 +142,92 @@ def draw(result: dict[str, Any]) -> dict[str, Figure]:
             linestyle="--",
             label=f"/rm, {backend}",
         )
-    left.set_title("Seconds until /add n or /rm n answers")
+    left.set_title("Seconds until /add or /rm of n replicas answers")
     left.set_xlabel("n")
     left.set_ylim(bottom=0)
     left.legend(fontsize=8)
-    for what in dict.fromkeys(row["what"] for row in result["choices"]):
-        rows = [row for row in result["choices"] if row["what"] == what]
+    for name in dict.fromkeys(row["name"] for row in result["picks"]):
+        rows = [row for row in result["picks"] if row["name"] == name]
         right.plot(
             [row["size"] for row in rows],
             [row["pick"] * 1e6 for row in rows],
             marker=".",
-            label=what,
-            linestyle="--" if what.startswith("ring") else "-",
+            label=name,
+            linestyle="--" if name.startswith("ring") else "-",
         )
     right.set_xscale("log")
     right.set_yscale("log")
-    right.set_title("µs to choose a replica")
+    right.set_title("µs for a pick")
     right.set_xlabel("N")
     figure.legend(*right.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return {"scale": figure}
 
 
 def tell(result: dict[str, Any]) -> str:
-    """The tables."""
-    lines = ["| n | " + " | ".join(f"/add, {b}, s | /rm, {b}, s" for b in _backends(result)) + " |"]
-    lines.append("|---" * (1 + 2 * len(_backends(result))) + "|")
+    """Describe the changes, the picks and the rings, in a table each."""
+    return "\n".join([*_table_of_changes(result), "", *_table_of_picks(result), "", *_table_of_rings(result)])
+
+
+def _table_of_changes(result: dict[str, Any]) -> list[str]:
+    backends = list(dict.fromkeys(row["backend"] for row in result["changes"]))
     by_size: dict[int, dict[str, dict[str, Any]]] = {}
     for row in result["changes"]:
         by_size.setdefault(row["n"], {})[row["backend"]] = row
+    lines = [
+        "Seconds until `/add` and `/rm` of n replicas answer. The cores of the machine limit `/add`, because each replica "
+        "is a new interpreter. A dash: not measured."
+        + (
+            ""
+            if result["docker"]
+            else " Containers were not timed: no Docker Engine with the sample image answered."
+        ),
+        "",
+        "| n | " + " | ".join(f"/add, {backend}, s | /rm, {backend}, s" for backend in backends) + " |",
+        "|---" * (1 + 2 * len(backends)) + "|",
+    ]
     for n, rows in by_size.items():
-        cells = [
-            f"{rows[b]['add']:.2f} | {rows[b]['rm']:.2f}" if b in rows else "— | —" for b in _backends(result)
-        ]
+        cells = [f"{rows[b]['add']:.2f} | {rows[b]['rm']:.2f}" if b in rows else "— | —" for b in backends]
         lines.append(f"| {n} | {' | '.join(cells)} |")
-    if not result["docker"]:
-        lines += [
-            "",
-            "Containers were not timed: no engine answered, or it had no image of the sample replica.",
-        ]
-    sizes = sorted({row["size"] for row in result["choices"]})
-    lines += [
+    return lines
+
+
+def _table_of_picks(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "µs that one pick takes on one core with N replicas. A dash: the ring has no room for so many replicas.",
         "",
-        "Starting a replica is starting an interpreter: what limits `/add` is the machine's cores, not the load balancer. "
-        "What a choice costs, in µs, all on one core; "
-        f"a ring ends at its capacity ({capacity('classic')} members with the classic presets, {capacity('default'):,} with `default`):",
-        "",
-        "| | " + " | ".join(f"N = {size:,}" for size in sizes) + " |",
-        "|---" * (1 + len(sizes)) + "|",
+        *_head(_sizes(result["picks"])),
     ]
-    for what in dict.fromkeys(row["what"] for row in result["choices"]):
-        picks = {row["size"]: row["pick"] for row in result["choices"] if row["what"] == what}
-        cells = [f"{picks[size] * 1e6:,.2f}" if size in picks else "—" for size in sizes]
-        lines.append(f"| {what} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "To build a ring from nothing, and to take one member out of it, in ms:",
-        "",
-        "| | " + " | ".join(f"N = {size:,}" for size in sizes if size <= capacity("default")) + " |",
-    ]
-    lines.append("|---" * (1 + sum(size <= capacity("default") for size in sizes)) + "|")
-    for name in PRESETS:
-        cells = []
-        for size in sizes:
-            if size > capacity("default"):
-                continue
-            row = next(
-                (r for r in result["choices"] if r["what"] == f"ring {name}" and r["size"] == size), None
-            )
-            change = f"{row['change'] * 1e3:.1f}" if row and row["change"] is not None else "—"
-            cells.append(f"{row['build'] * 1e3:.1f}, {change}" if row else "—")
+    for name in dict.fromkeys(row["name"] for row in result["picks"]):
+        picks = {row["size"]: row["pick"] for row in result["picks"] if row["name"] == name}
+        cells = [f"{picks[size] * 1e6:,.2f}" if size in picks else "—" for size in _sizes(result["picks"])]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
-def _backends(result: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(row["backend"] for row in result["changes"]))
+def _table_of_rings(result: dict[str, Any]) -> list[str]:
+    rings = [row for row in result["picks"] if "build" in row]
+    lines = [
+        "Milliseconds to build a ring of N replicas, and, after the comma, to make the ring without one of them.",
+        "",
+        *_head(_sizes(rings)),
+    ]
+    for name in dict.fromkeys(row["name"] for row in rings):
+        by_size = {row["size"]: row for row in rings if row["name"] == name}
+        cells = [_ring_cell(by_size.get(size)) for size in _sizes(rings)]
+        lines.append(f"| {name.removeprefix('ring ')} | {' | '.join(cells)} |")
+    return lines
+
+
+def _ring_cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "—"
+    change = "—" if row["change"] is None else f"{row['change'] * 1e3:.1f}"
+    return f"{row['build'] * 1e3:.1f}, {change}"
+
+
+def _sizes(rows: list[dict[str, Any]]) -> list[int]:
+    return sorted({row["size"] for row in rows})
+
+
+def _head(sizes: list[int]) -> list[str]:
+    return ["| | " + " | ".join(f"N = {size:,}" for size in sizes) + " |", "|---" * (1 + len(sizes)) + "|"]

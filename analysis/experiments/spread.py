@@ -1,4 +1,4 @@
-"""Shared by A-1, A-2 and A-4: so many requests with drawn ids through a real load balancer, counted by replica."""
+"""Requests with random ids through a real load balancer, counted by replica: shared by A-1, A-2 and A-4."""
 
 import math
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ CLIENTS = 64
 
 
 async def measure(context: Context, label: str, replicas: int, options: Sequence[str]) -> dict[str, Any]:
-    """Send the requests, and count who has answered.
+    """Send the requests, and count the answers of each replica.
 
     Args:
-        context: Says how many, and how ids are drawn.
-        label: What is measured, for people.
-        replicas: N.
-        options: Of `serve`.
+        context: Gives the number of requests and the seed of their ids.
+        label: Name of the case in progress bars, plots and tables.
+        replicas: Number of replicas.
+        options: Further options of `serve`.
 
     Raises:
-        ExperimentError: A request failed: then the counts mean nothing.
+        ExperimentError: A request failed, so the counts are incomplete.
     """
     ids = draw_ids(context.requests, context.seed)
     async with running(context.backend, replicas, options) as system:
@@ -45,7 +45,7 @@ async def measure(context: Context, label: str, replicas: int, options: Sequence
 
 
 def figures(counts: Sequence[int]) -> dict[str, float]:
-    """Peak to mean, standard deviation and chi-square against an even spread.
+    """Mean, standard deviation, peak to mean, and chi-square against an even spread with its bound.
 
     Args:
         counts: Requests by replica.
@@ -61,13 +61,13 @@ def figures(counts: Sequence[int]) -> dict[str, float]:
 
 
 def chi_square_bound(degrees: int) -> float:
-    """What chi-square exceeds in one draw of a hundred when the spread is even.
+    """The value that chi-square exceeds in one run of a hundred if each request goes to a random replica.
 
-    (Wilson, Hilferty, "The Distribution of Chi-Square", 1931; within 2 % of the tables from two degrees of
-    freedom on.)
+    The approximation is within 2 % of the published tables (Wilson, Hilferty, "The Distribution of Chi-Square",
+    1931).
 
     Args:
-        degrees: Of freedom: one less than there are replicas.
+        degrees: Degrees of freedom: the number of replicas less one.
     """
     if degrees == 0:
         return 0.0

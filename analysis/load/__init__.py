@@ -1,1 +1,1 @@
-"""The load generator: closed loop and open loop, on as many connections as it takes."""
+"""The load generator, with closed and open loops."""

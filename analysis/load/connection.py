@@ -1,7 +1,7 @@
-"""One connection of the load generator: one request at a time, and what became of it.
+"""One connection of the load generator, which carries one request at a time.
 
-Written on the bare protocol, with llhttp for the parsing: a generator that costs more than what it loads
-would measure itself.
+It is an `asyncio.Protocol` that parses answers with llhttp, so that the generator takes little CPU time. A
+slower generator would limit the rate and so measure itself.
 """
 
 import asyncio
@@ -10,18 +10,18 @@ from collections.abc import Callable
 import httptools
 
 Done = Callable[["Connection", int, bytes], None]
-"""Told how a request has ended: status (0: none came) and body, or the kind of error in its place."""
+"""Gets the connection, the status and the body at the end of a request; status 0: the body names an error."""
 
 BODY_KEPT = 4096
-"""Bytes of a body that are kept: enough to say who has answered."""
+"""Bytes of a body that are kept: enough for the name of the replica."""
 
 
 class Connection(asyncio.Protocol):
-    """A connection.
+    """A connection of the load generator.
 
     Args:
-        done: Told of each request's end.
-        closed: Told of its own.
+        done: Called at the end of each request.
+        closed: Called when the connection has ended.
     """
 
     def __init__(self, done: Done, closed: Callable[["Connection"], None]) -> None:
@@ -32,66 +32,66 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._began = False
         self.busy = False
-        """Whether an answer is waited for."""
+        """Whether a request waits for its answer."""
         self.request = -1
-        """The number of the request that is under way."""
+        """The number of the request in flight, or of the last one."""
         self.transport: asyncio.Transport
 
     @property
     def usable(self) -> bool:
-        """Whether another request may be sent."""
+        """Whether the connection can carry another request now."""
         return not self.busy and not self.transport.is_closing()
 
     def send(self, number: int, request: bytes) -> None:
         """Send a request.
 
         Args:
-            number: Of the request.
-            request: Its bytes.
+            number: Number of the request.
+            request: Bytes of the request.
         """
         self.busy, self.request = True, number
         self.transport.write(request)
 
     def give_up(self, reason: str) -> None:
-        """Wait no longer."""
+        """End the request in flight with an error, and abort the connection."""
         self.transport.abort()
         self._end(0, reason.encode())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
+        """Keep the transport."""
         self.transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        """A part of an answer has come."""
+        """Parse a part of an answer; end the request when the answer is complete."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self.give_up("no HTTP")
+            self.give_up("not HTTP")
             return
         if self._complete:
             self._complete = False
-            status, goes_on = self._parser.get_status_code(), self._parser.should_keep_alive()
+            status, kept = self._parser.get_status_code(), self._parser.should_keep_alive()
             body, self._body = self._body, b""
-            if not goes_on:
+            if not kept:
                 self.transport.close()
             self._end(status, body)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The connection has ended."""
-        self._end(0, b"broken off" if self._began else b"closed before an answer")
+        """End the request in flight, if any, with an error."""
+        self._end(0, b"closed during an answer" if self._began else b"closed before an answer")
         self._closed(self)
 
     def on_message_begin(self) -> None:
-        """An answer begins."""
+        """Note that an answer has begun."""
         self._began = True
 
     def on_body(self, data: bytes) -> None:
-        """A part of its body."""
+        """Keep the first bytes of the body."""
         if len(self._body) < BODY_KEPT:
             self._body += data
 
     def on_message_complete(self) -> None:
-        """Its end."""
+        """Note that the answer is complete."""
         self._complete = True
         self._began = False
 

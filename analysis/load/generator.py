@@ -1,9 +1,9 @@
 """Sends requests and measures them, in a closed loop or an open one.
 
-In a **closed loop** each of so many clients sends its next request when it has the answer to the last: a
-server that stalls is asked less, and the stall shows in few requests. In an **open loop** requests begin at
-times that do not depend on the answers (a Poisson process), and latency counts from when a request was meant
-to begin: a stall shows in every request that it has held up ("coordinated omission": Tene, 2013).
+In a **closed loop** there is a fixed number of clients, and each sends its next request after the answer to
+the last. A server that stalls then gets fewer requests, and the stall shows in few latencies. In an **open
+loop** requests start at times that do not depend on the answers (a Poisson process), and latency begins at
+the scheduled start. A stall then shows in every request that it delays ("coordinated omission": Tene, 2013).
 """
 
 import asyncio
@@ -12,29 +12,30 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter as now  # the loop's own time is that of its last turn, in whole milliseconds
+from time import perf_counter as now  # uvloop's `loop.time` has a resolution of 1 ms
 from urllib.parse import urlsplit
 
 from analysis.load.connection import Connection
 from analysis.load.record import Record
 
 Requests = Callable[[int], bytes]
-"""Makes the request of a number, as it is sent."""
+"""Makes the bytes of a request from its number."""
 
 SWEEP = 0.1
-"""Seconds between two looks for requests that have waited too long."""
+"""Seconds between two checks for requests that have timed out."""
 
 CONNECTS_AT_ONCE = 256
+"""Most connections that are being opened at the same time."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go.
+    """The server and the path that requests go to.
 
     Args:
-        host: Name or address.
-        port: Port.
-        tls: Whether the connection is encrypted.
+        host: Name or address of the server.
+        port: Port of the server.
+        tls: Whether connections use TLS.
         path: Path and query.
     """
 
@@ -45,40 +46,40 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> "Target":
-        """Read a URL.
+        """Parse a URL.
 
         Raises:
-            ValueError: It is none that can be asked.
+            ValueError: The text is not an HTTP or HTTPS URL with a host.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no URL such as http://127.0.0.1:5000/home")
+            raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:5000/home")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         tls = parts.scheme == "https"
         return cls(parts.hostname, parts.port or (443 if tls else 80), tls, path)
 
     def get(self, request_id: str = "") -> bytes:
-        """A GET request.
+        """The bytes of a GET request.
 
         Args:
-            request_id: Its id; empty: none is sent, and the load balancer makes one up.
+            request_id: Id of the request; empty: the request has none, and the load balancer generates one.
         """
-        line = f"X-Request-Id: {request_id}\r\n" if request_id else ""
-        return f"GET {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n{line}\r\n".encode()
+        header = f"X-Request-Id: {request_id}\r\n" if request_id else ""
+        return f"GET {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n{header}\r\n".encode()
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much is asked, and how.
+    """The number of requests, and the kind of loop that sends them.
 
     Args:
-        requests: How many requests are measured.
-        concurrency: Closed loop: clients; open loop: connections at most.
-        rate: Open loop: requests a second; 0: a closed loop.
-        warm_up: Requests before those, which are not measured.
-        timeout: Seconds for an answer.
-        seed: Of the times of arrival.
-        together: Closed loop: whether all clients connect before the first sends its request.
+        requests: Number of requests that are measured.
+        concurrency: Closed loop: number of clients. Open loop: largest number of connections.
+        rate: Open loop: requests a second. 0: closed loop.
+        warm_up: Number of requests before the measurement.
+        timeout: Seconds until a request without an answer fails.
+        seed: Seed of the start times of an open loop.
+        together: Closed loop: whether all clients connect before the first request is sent.
     """
 
     requests: int = 10_000
@@ -93,13 +94,13 @@ class Load:
 async def run(
     target: Target, load: Load, make: Requests | None = None, progress: Callable[[int], None] | None = None
 ) -> Record:
-    """Send all requests and wait for the last answer.
+    """Send all requests, wait for the last answer, and return the record of the run.
 
     Args:
-        target: Where to.
-        load: How much.
-        make: Makes the requests; default: a GET of the target's path, without an id.
-        progress: Told how many have ended, now and then.
+        target: Server and path that the requests go to.
+        load: Number of requests, and the kind of loop.
+        make: Makes the requests; default: GET requests for the target's path without an id.
+        progress: Called regularly with the number of requests that have ended.
     """
     plain = target.get()
     generator = _Generator(target, load, make or (lambda number: plain), progress or (lambda ended: None))
@@ -107,7 +108,7 @@ async def run(
 
 
 class _Generator:
-    """One run."""
+    """One run of the load generator."""
 
     def __init__(self, target: Target, load: Load, make: Requests, progress: Callable[[int], None]) -> None:
         self._target = target
@@ -120,14 +121,15 @@ class _Generator:
         self._opening = asyncio.Semaphore(CONNECTS_AT_ONCE)
         self._opened = 0
         self._due: deque[tuple[int, float]] = deque()
-        """Requests that wait for a connection: number, and when they were meant to begin."""
-        self._under_way: dict[Connection, float] = {}
+        """Requests that wait for a connection: the number and the scheduled start of each."""
+        self._in_flight: dict[Connection, float] = {}
+        """The scheduled start of the request on each busy connection."""
         self._record = Record()
         self._next = -load.warm_up
         self._ended = -load.warm_up
         self._finished = asyncio.Event()
         self._began = 0.0
-        self._tls = ssl._create_unverified_context() if target.tls else None  # noqa: S323 - it is only measured
+        self._tls = ssl._create_unverified_context() if target.tls else None  # noqa: S323 - the load is a measurement
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> Record:
@@ -147,7 +149,7 @@ class _Generator:
         return self._record
 
     async def _fill(self) -> None:
-        """Closed loop: every client sends its first request."""
+        """Closed loop: send the first request of every client."""
         clients = min(self._load.concurrency, self._load.requests + self._load.warm_up)
         if self._load.together:
             self._opened = clients
@@ -156,7 +158,7 @@ class _Generator:
             self._take_next()
 
     async def _arrive(self) -> None:
-        """Open loop: requests begin at times of their own."""
+        """Open loop: start each request at its scheduled time."""
         rng = random.Random(self._load.seed)
         due = self._began
         for number in range(-self._load.warm_up, self._load.requests):
@@ -182,7 +184,7 @@ class _Generator:
             if connection.usable:
                 self._send(connection, number, due)
                 return
-        self._due.append((number, due))  # in the order of arrival, but for those that begin anew
+        self._due.append((number, due))  # a request that failed to get a connection goes to the end
         if self._opened < self._load.concurrency:
             self._opened += 1
             task = asyncio.create_task(self._open())
@@ -211,11 +213,11 @@ class _Generator:
             self._idle.append(connection)
 
     def _send(self, connection: Connection, number: int, due: float) -> None:
-        self._under_way[connection] = due
+        self._in_flight[connection] = due
         connection.send(number, self._make(number))
 
     def _done(self, connection: Connection, status: int, body: bytes) -> None:
-        number, due = connection.request, self._under_way.pop(connection)
+        number, due = connection.request, self._in_flight.pop(connection)
         if not connection.transport.is_closing():
             self._idle.append(connection)
             if self._due:
@@ -238,10 +240,11 @@ class _Generator:
             self._finished.set()
 
     async def _sweep(self) -> None:
+        """Show the progress, and end the requests that have timed out, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP)
             self._progress(max(self._ended, 0))
             late = now() - self._load.timeout
-            for connection, due in list(self._under_way.items()):
+            for connection, due in list(self._in_flight.items()):
                 if due < late:
-                    connection.give_up("no answer in time")
+                    connection.give_up("timed out")

@@ -1,4 +1,4 @@
-"""What was measured, request by request, and what it comes to."""
+"""The record of a run: the time and the status of each request, and the figures that follow from them."""
 
 import math
 import re
@@ -11,16 +11,16 @@ from typing import Any
 
 PERCENTILES = (50.0, 75.0, 90.0, 99.0, 99.9)
 
-WHO = re.compile(rb'Hello from Server: ([^"\s]+)')
-"""How the sample replica says who it is."""
+NAME = re.compile(rb'Hello from Server: ([^"\s]+)')
+"""Finds the name of the replica in an answer of the sample replica."""
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The least value that at least so many percent do not exceed (nearest rank); NaN if there is none.
+    """The percentile of some values by the nearest-rank method; NaN without values.
 
     Args:
-        ordered: Values, ascending.
-        percent: From 0 to 100.
+        ordered: Values in ascending order.
+        percent: Percentage from 0 to 100.
     """
     if not ordered:
         return math.nan
@@ -29,50 +29,52 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 @dataclass
 class Record:
-    """Every request of a run, in the order in which they ended.
+    """All requests of a run in the order of their ends; the arrays have one item for each request.
 
     Args:
-        number: Of each request, in the order in which they were meant to begin.
-        began: Seconds from the beginning of the run at which it was meant to begin.
-        seconds: From then to the end of its answer.
-        status: Of its answer; 0: none came.
-        who: Index in `replicas` of who has answered; 0: unknown.
+        number: Number of the request, in the order of the scheduled starts.
+        began: Scheduled start, in seconds after the start of the run.
+        seconds: Seconds from the scheduled start to the end of the answer.
+        status: Status of the answer; 0: the request failed without an answer.
+        replica: Index in `replicas` of the replica that answered; 0: unknown.
+        replicas: Names of the replicas that answered; the first item stands for unknown ones.
+        errors: Failed requests by kind of failure.
+        took: Duration of the run in seconds.
+        origin: Start of the run by `time.perf_counter`.
     """
 
     number: "array[int]" = field(default_factory=lambda: array("l"))
     began: "array[float]" = field(default_factory=lambda: array("d"))
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
     status: "array[int]" = field(default_factory=lambda: array("h"))
-    who: "array[int]" = field(default_factory=lambda: array("h"))
+    replica: "array[int]" = field(default_factory=lambda: array("h"))
     replicas: list[str] = field(default_factory=lambda: [""])
     errors: Counter[str] = field(default_factory=Counter)
     took: float = 0.0
-    """Seconds that the run has taken."""
     origin: float = 0.0
-    """`time.perf_counter` at its beginning."""
 
     def add(self, number: int, began: float, seconds: float, status: int, body: bytes) -> None:
-        """Note a request's end.
+        """Record the end of a request.
 
         Args:
-            number: Of the request.
-            began: When it was meant to begin.
-            seconds: How long it took.
-            status: Of the answer; 0: `body` says what went wrong.
-            body: Of the answer.
+            number: Number of the request.
+            began: Scheduled start, in seconds after the start of the run.
+            seconds: Seconds from the scheduled start to the end.
+            status: Status of the answer; 0: there was none, and `body` names the error.
+            body: Body of the answer.
         """
         self.number.append(number)
         self.began.append(began)
         self.seconds.append(seconds)
         self.status.append(status)
-        self.who.append(self._index(body) if status == 200 else 0)
+        self.replica.append(self._index(body) if status == 200 else 0)
         if status == 0:
             self.errors[body.decode()] += 1
         elif status >= 400:
             self.errors[f"status {status}"] += 1
 
     def _index(self, body: bytes) -> int:
-        match = WHO.search(body)
+        match = NAME.search(body)
         if match is None:
             return 0
         name = match[1].decode()
@@ -81,19 +83,19 @@ class Record:
         return self.replicas.index(name)
 
     def by_replica(self) -> dict[str, int]:
-        """Requests answered by each replica that has said its name."""
-        counts = Counter(self.who)
+        """Requests answered by each replica whose name is known."""
+        counts = Counter(self.replica)
         return {name: counts[index] for index, name in sorted(enumerate(self.replicas)) if index}
 
     def latencies(self) -> list[float]:
-        """Seconds of the requests that were answered below 400, ascending."""
+        """Latencies of the requests with a status below 400, in seconds and ascending."""
         return sorted(s for s, status in zip(self.seconds, self.status, strict=True) if 0 < status < 400)
 
     def over_time(self, step: float) -> list[dict[str, float]]:
-        """Answers and failures in each step of time, by when they ended.
+        """Count answers and failures in each step of time, by the ends of the requests.
 
         Args:
-            step: Seconds.
+            step: Length of a step in seconds.
         """
         edges = [step * (n + 1) for n in range(math.ceil(self.took / step))]
         buckets = [{"at": edge - step, "answered": 0.0, "failed": 0.0, "slowest": 0.0} for edge in edges]
@@ -106,7 +108,7 @@ class Record:
         return buckets
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the whole, as JSON can hold them; times in seconds."""
+        """The figures of the run, of values that JSON can hold; times are in seconds."""
         ordered = self.latencies()
         return {
             "requests": len(self.seconds),

@@ -1,14 +1,16 @@
-"""The arithmetic of the experiments: what their figures are made of."""
+"""The arithmetic behind the figures of the experiments and of the benchmark."""
 
 import asyncio
 import math
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.bench import lane, traffic
+from analysis.context import Context
 from analysis.experiments import bounded, disruption
 from analysis.experiments.a4 import noise
 from analysis.experiments.spread import chi_square_bound, figures
@@ -23,23 +25,23 @@ from loadbalancer.routing.ring import Ring
     st.lists(st.floats(0, 1e6), min_size=1, max_size=200),
     st.sampled_from([1.0, 50.0, 90.0, 99.0, 99.9, 100.0]),
 )
-def test_a_percentile_is_a_value_that_so_many_do_not_exceed(values: list[float], percent: float) -> None:
+def test_a_percentile_splits_the_values_at_its_rank(values: list[float], percent: float) -> None:
     ordered = sorted(values)
     value = percentile(ordered, percent)
     assert sum(one <= value for one in ordered) >= len(ordered) * percent / 100 - 1e-9
     assert sum(one < value for one in ordered) < len(ordered) * percent / 100
 
 
-def test_there_is_no_percentile_of_nothing() -> None:
+def test_the_percentile_of_no_values_is_nan() -> None:
     assert math.isnan(percentile([], 50))
 
 
 @pytest.mark.parametrize(("degrees", "expected"), [(1, 6.635), (2, 9.210), (5, 15.086), (99, 134.642)])
-def test_the_bound_of_chi_square_is_that_of_the_tables(degrees: int, expected: float) -> None:
+def test_the_bound_of_chi_square_equals_the_published_tables(degrees: int, expected: float) -> None:
     assert chi_square_bound(degrees) == pytest.approx(expected, rel=0.02)
 
 
-def test_an_even_spread_exceeds_the_bound_in_one_draw_of_a_hundred() -> None:
+def test_random_counts_exceed_the_bound_of_chi_square_about_once_in_a_hundred() -> None:
     rng = random.Random(1)
     beyond = 0
     for _ in range(1_000):
@@ -50,7 +52,7 @@ def test_an_even_spread_exceeds_the_bound_in_one_draw_of_a_hundred() -> None:
     assert 2 <= beyond <= 25
 
 
-def test_figures_of_a_spread() -> None:
+def test_the_figures_of_a_spread() -> None:
     assert figures([30, 10, 20]) == {
         "mean": 20,
         "deviation": pytest.approx(math.sqrt(200 / 3)),
@@ -60,7 +62,7 @@ def test_figures_of_a_spread() -> None:
     }
 
 
-def test_a_record_is_summed_up() -> None:
+def test_a_record_is_summarized() -> None:
     record = Record(took=2.0)
     for number in range(10):
         name = b'{"message":"Hello from Server: S%d"}' % (number % 2)
@@ -81,7 +83,7 @@ def test_a_record_is_summed_up() -> None:
     assert timeline[2]["slowest"] == 0.5
 
 
-def test_drawn_ids_are_those_of_the_ring_command() -> None:
+def test_random_ids_equal_those_of_the_ring_command() -> None:
     ids = draw_ids(1_000, seed=7)
     ring = Ring.build("classic", range(1, 4))
     counts = draw("classic", 3, 1_000, seed=7).counts
@@ -89,7 +91,7 @@ def test_drawn_ids_are_those_of_the_ring_command() -> None:
     assert all(len(one) == 6 for one in ids)
 
 
-def test_noise_is_told_from_disagreement() -> None:
+def test_noise_tells_the_published_counts_from_wrong_ones() -> None:
     for name, rows in PUBLISHED.items():
         for row in rows:
             shares = list(exact_share(name, Ring.build(name, range(1, len(row) + 1))).values())
@@ -105,35 +107,30 @@ def test_noise_is_told_from_disagreement() -> None:
         ("http://x/a?b=c", Target("x", 80, False, "/a?b=c")),
     ],
 )
-def test_urls_are_read(url: str, expected: Target) -> None:
+def test_urls_are_parsed(url: str, expected: Target) -> None:
     assert Target.parse(url) == expected
 
 
 @pytest.mark.parametrize("url", ["", "x", "ftp://x/", "http://"])
-def test_what_is_no_url_is_named(url: str) -> None:
-    with pytest.raises(ValueError, match="is no URL such as"):
+def test_a_text_that_is_not_a_url_is_named_in_the_error(url: str) -> None:
+    with pytest.raises(ValueError, match="is not a URL such as"):
         Target.parse(url)
 
 
-def test_the_bound_is_that_of_the_paper() -> None:
+def test_the_bound_of_bounded_loads_equals_the_formula_of_the_paper() -> None:
     assert [bounded.bound(factor) for factor in (0, 2, 1.5, 1.25, 1.1)] == [None, 26, 20, 16, 15]
 
 
-def test_disruption_is_what_the_rings_promise(tmp_path: object) -> None:
-    from pathlib import Path
-
-    from analysis.context import Context
-
-    assert isinstance(tmp_path, Path)
+def test_the_default_ring_moves_few_keys_and_modulo_n_moves_most(tmp_path: Path) -> None:
     result = asyncio.run(disruption.run(Context(tmp_path, quick=True, show=False)))
     rows = {(row["hash"], row["size"]): row for row in result["rows"]}
     for size in range(2, 7):
         row = rows["default", size]
-        assert row["between"] == 0, "no key moves between two that stay"
+        assert row["between"] == 0, "no key moves between members that stay"
         assert row["joined"] <= 1.2 / (size + 1)
         assert row["left"] <= 1.2 / size
         modulo = rows["modulo N", size]
-        assert modulo["joined"] == pytest.approx(size / (size + 1), abs=0.05), "nearly everything moves"
+        assert modulo["joined"] == pytest.approx(size / (size + 1), abs=0.05), "nearly all keys move"
 
 
 @pytest.mark.parametrize(("client", "replica"), list(zip(lane.REQUESTS, lane.ANSWERS, strict=True)))
@@ -141,11 +138,11 @@ def test_an_exchange_without_sockets_takes_time(client: str, replica: str) -> No
     assert 0 < lane.measure(lane.REQUESTS[client], lane.ANSWERS[replica], 500) < 10_000
 
 
-def test_an_exchange_that_does_not_come_through_is_not_measured() -> None:
+def test_an_exchange_that_fails_raises_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"a client got|nothing was written"):
         lane.measure(lane.REQUESTS["curl"], lambda n: b"no HTTP", 10)
 
 
-def test_no_two_varied_requests_are_alike() -> None:
+def test_all_varied_requests_differ() -> None:
     assert len({traffic.request(n, "x").split(b" ")[1] for n in range(5_000)}) == 5_000
     assert len({traffic.request(n, "x").partition(b"Cookie: ")[2] for n in range(5_000)}) == 5_000
