@@ -1,4 +1,4 @@
-"""What all tests share: they run on the event loop that the load balancer runs on."""
+"""Makes asynchronous tests run on uvloop, the event loop of the load balancer."""
 
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping

@@ -1,6 +1,6 @@
-"""What the fuzz tests share: corpora, how they are mutated, and how many examples are tried.
+"""Shared by the fuzz tests: corpora, mutations, and the number of examples.
 
-`make test` tries some; `make fuzz` tries many more, by the variable FUZZ.
+The environment variable FUZZ multiplies the number of examples. `make fuzz` sets it, `make test` does not.
 """
 
 import os
@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 TIMES = int(os.environ.get("FUZZ", "1"))
-"""How many times as many examples as usual."""
+"""Factor of the number of examples."""
 
 REQUESTS = [
     b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -55,18 +55,24 @@ ODD_BYTES = [
 
 
 def tried(usual: int, **options: Any) -> settings:
-    """How many examples to try: by `make test` always the same ones, by `make fuzz` others each time.
+    """Settings of a fuzz test. `make test` tries the same examples each time, `make fuzz` new ones.
 
     Args:
-        usual: How many by `make test`.
-        options: Further settings.
+        usual: Number of examples of `make test`.
+        options: Further settings of Hypothesis.
     """
     return settings(max_examples=usual * TIMES, derandomize=TIMES == 1, deadline=None, **options)
 
 
 @st.composite
 def mutated(draw: st.DrawFn, corpus: list[bytes], most: int = 3) -> bytes:
-    """One to `most` of a corpus, one after the other, with up to four bytes or words changed."""
+    """Join messages of a corpus, and mutate the bytes in up to four places.
+
+    Args:
+        draw: Draws the choices.
+        corpus: Messages to choose from.
+        most: Largest number of messages.
+    """
     data = b"".join(draw(st.lists(st.sampled_from(corpus), min_size=1, max_size=most)))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data)))
@@ -81,6 +87,6 @@ def mutated(draw: st.DrawFn, corpus: list[bytes], most: int = 3) -> bytes:
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """The parts of it between some places."""
+    """Cut bytes at some places, and return the parts."""
     ends = sorted({0, len(data), *(place for place in places if place < len(data))})
     return [data[begin:end] for begin, end in pairwise(ends)]

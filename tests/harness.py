@@ -1,4 +1,4 @@
-"""Runs the real load balancer, `python -m loadbalancer serve`, and waits for what it says in its log."""
+"""Runs the real load balancer (`python -m loadbalancer serve`), and waits for events in its log."""
 
 import http.client
 import json
@@ -15,28 +15,32 @@ from types import TracebackType
 from typing import Any, Self
 
 PATIENCE = 30.0
-"""Seconds after which something that should have happened has not: a bound, not an expectation."""
+"""Seconds until a test that waits for an event fails. Events take much less time as a rule."""
 
 
 def free_port() -> int:
+    """A port on 127.0.0.1 on which no socket listens."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
 
 
 def replica(name: str) -> str:
-    """The command of one of the servers in `tests/replicas`."""
+    """The command that starts a server of `tests/replicas`."""
     return f"python {os.path.join(os.path.dirname(__file__), 'replicas', name)}.py"
 
 
 @dataclass(frozen=True)
 class Reply:
+    """An answer with its complete body."""
+
     status: int
     headers: http.client.HTTPMessage
     body: bytes
 
     @property
     def json(self) -> Any:
+        """The body, parsed as JSON."""
         return json.loads(self.body)
 
 
@@ -48,7 +52,7 @@ def request(
     headers: Mapping[str, str] | None = None,
     timeout: float = PATIENCE,
 ) -> Reply:
-    """One request on a connection of its own; anything but bytes is sent as JSON."""
+    """Send a request on a new connection, and return the answer. A body that is not bytes is sent as JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -60,12 +64,12 @@ def request(
 
 
 class LoadBalancer:
-    """A load balancer in a process of its own, for as long as a `with` block lasts.
+    """A load balancer in its own process, which runs while a `with` block lasts.
 
     Args:
-        options: Of `serve`; the port is added.
-        replicas: How many to begin with; `with` returns when they are up.
-        env: What to add to the environment.
+        options: Options of `serve`; the port and the log format are added.
+        replicas: Number of replicas; `with` waits until all are up.
+        env: Variables to add to the environment.
     """
 
     def __init__(self, *options: str, replicas: int = 3, env: Mapping[str, str] | None = None) -> None:
@@ -73,6 +77,7 @@ class LoadBalancer:
         self.records: list[dict[str, Any]] = []
         self._replicas = replicas
         self._news = threading.Condition()
+        """Notified of each new record, and of the end of the log; guards both."""
         self._ended = False
         self._argv = [
             *(sys.executable, "-m", "loadbalancer", "serve"),
@@ -81,7 +86,7 @@ class LoadBalancer:
         self._env = {**os.environ, **(env or {})}
 
     def wrap(self, *argv: str) -> None:
-        """Have another program start it."""
+        """Start the load balancer through another program, whose command line is given."""
         self._argv = [*argv, *self._argv]
 
     def __enter__(self) -> Self:
@@ -89,7 +94,7 @@ class LoadBalancer:
         return self
 
     def start(self) -> None:
-        """Start it, or start it again after `kill`, and wait until its replicas are up."""
+        """Start the load balancer, also again after `kill`, and wait until its replicas are up."""
         mark = self.mark()
         self._ended = False
         self.process = subprocess.Popen(self._argv, stderr=subprocess.PIPE, env=self._env)
@@ -108,17 +113,17 @@ class LoadBalancer:
     ) -> None:
         try:
             if self.process.poll() is None:
-                assert self.stop() == 0, "it ends in good order"
+                assert self.stop() == 0, "the load balancer ends with status 0"
         finally:
             self.kill()
 
     def stop(self) -> int:
-        """Send SIGTERM and wait for the end."""
+        """Send SIGTERM, wait for the end, and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
     def kill(self) -> None:
-        """Send SIGKILL."""
+        """Send SIGKILL, and wait for the end of the process and of its log."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -127,9 +132,11 @@ class LoadBalancer:
     def call(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
+        """Send a request to the load balancer."""
         return request(self.port, method, path, body, headers)
 
     def members(self) -> list[str]:
+        """The hostnames in `/rep`."""
         names: list[str] = self.call("GET", "/rep").json["message"]["replicas"]
         return names
 
@@ -139,15 +146,23 @@ class LoadBalancer:
         return {replica["hostname"]: replica for replica in replicas}
 
     def pid(self, hostname: str) -> int:
+        """The process id of a replica."""
         return int(self.state()[hostname]["id"])
 
     def mark(self) -> int:
-        """A place in the log, after which to look for what comes."""
+        """The current end of the log, for `wait_for` to search from."""
         with self._news:
             return len(self.records)
 
     def wait_for(self, event: str, count: int = 1, after: int = 0, **fields: Any) -> dict[str, Any]:
-        """Wait until the log has as many records of an event; return the last of them."""
+        """Wait until the log has a number of matching records, and return the last of them.
+
+        Args:
+            event: Event of the records.
+            count: Number of records to wait for.
+            after: Mark in the log; earlier records are ignored.
+            fields: Further values that a record must have.
+        """
 
         def matching() -> list[dict[str, Any]]:
             wanted = {"event": event, **fields}
@@ -162,6 +177,7 @@ class LoadBalancer:
         return found[count - 1]
 
     def _read(self) -> None:
+        """Append the records of the log, until it ends."""
         assert self.process.stderr is not None
         with self.process.stderr as log:
             for line in log:
@@ -174,9 +190,14 @@ class LoadBalancer:
             self._news.notify_all()
 
 
-def eventually(check: Callable[[], bool], what: str) -> None:
-    """Wait for something that nobody announces."""
+def eventually(check: Callable[[], bool], expectation: str) -> None:
+    """Wait until a check is true, by polling: for states that no event announces.
+
+    Args:
+        check: Returns whether the state is reached.
+        expectation: Description of the state, for the error.
+    """
     deadline = time.monotonic() + PATIENCE
     while not check():
-        assert time.monotonic() < deadline, f"never happened: {what}"
+        assert time.monotonic() < deadline, f"never happened: {expectation}"
         threading.Event().wait(0.02)

@@ -1,4 +1,4 @@
-"""Bytes on real sockets, for tests of what is said on the wire."""
+"""Sends and receives raw bytes on real sockets, for tests of HTTP on the wire."""
 
 import contextlib
 import re
@@ -11,14 +11,14 @@ LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 def connect(lb: LoadBalancer, timeout: float = 20) -> socket.socket:
-    """A connection whose packets leave at once."""
+    """Connect to the load balancer; the socket sends each packet at once (`TCP_NODELAY`)."""
     connection = socket.create_connection(("127.0.0.1", lb.port), timeout=timeout)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Everything until the other side ends."""
+    """Receive bytes until the other side closes."""
     received = b""
     while piece := connection.recv(1 << 16):
         received += piece
@@ -26,7 +26,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def read_until(connection: socket.socket, end: bytes) -> bytes:
-    """Everything up to some bytes, and what came with them."""
+    """Receive bytes until some bytes are among them; the last packet is returned completely."""
     received = b""
     while end not in received:
         piece = connection.recv(1 << 16)
@@ -36,7 +36,7 @@ def read_until(connection: socket.socket, end: bytes) -> bytes:
 
 
 def talk(lb: LoadBalancer, *parts: bytes) -> bytes:
-    """Send the parts one after the other, and read until the other side ends."""
+    """Send the parts one after the other, and receive bytes until the other side closes."""
     with connect(lb) as connection:
         for part in parts:
             connection.sendall(part)
@@ -44,17 +44,18 @@ def talk(lb: LoadBalancer, *parts: bytes) -> bytes:
 
 
 def push(connection: socket.socket, data: bytes) -> None:
-    """Send what the other side takes; it may end before it has taken all."""
+    """Send bytes to a side that may close before it has received all of them."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         connection.sendall(data)
 
 
 def statuses(answers: bytes) -> list[int]:
+    """The statuses of some answers, in order."""
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3})", answers)]
 
 
 def targets(answers: bytes) -> list[str]:
-    """What a replica that describes requests was asked for."""
+    """The targets in answers of the replica `odd`, which describe its requests."""
     return re.findall(r'"target": "([^"]*)"', answers.decode("latin-1"))
 
 
@@ -66,7 +67,16 @@ def say(
     body: bytes = b"",
     version: bytes = b"1.1",
 ) -> bytes:
-    """A request that tells `replicas/scripted.py` what to answer."""
+    """A request that scripts the answer of `replicas/scripted.py`.
+
+    Args:
+        answer: Bytes of the answer.
+        lines: Further header lines of the request.
+        method: Method of the request.
+        close: Whether the request has `Connection: close`.
+        body: Body of the request.
+        version: HTTP version of the request.
+    """
     fields = [b"Host: x", b"X-Say: " + answer.hex().encode(), *lines]
     if close:
         fields.append(b"Connection: close")

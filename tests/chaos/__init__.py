@@ -1,1 +1,1 @@
-"""Breaks real things under load and counts what clients notice; a shorter form is in `make test`."""
+"""Injects faults under load and counts the requests that fail; `make test` runs a short form."""

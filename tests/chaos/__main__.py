@@ -1,6 +1,7 @@
-"""`make chaos`: every fault several times, with processes and with containers, and a report of it.
+"""`make chaos`: injects every fault several times, with processes and with containers, and writes a report.
 
-Bounded in count and time; replicas are its own, and load goes to loopback only.
+The number of runs and their duration are bounded. Each run starts its own load balancer and replicas, and all
+load goes to loopback.
 """
 
 import argparse
@@ -39,7 +40,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @contextlib.contextmanager
 def odd_image() -> Iterator[str]:
-    """An image of the replica that these faults need, made from the sample's."""
+    """Build an image with the replica `odd`, yield its tag, and remove the image at the end."""
     tag = f"lbtest-{uuid.uuid4().hex[:8]}"
     dockerfile = "FROM loadbalancer-server:latest\nCOPY odd.py .\nENV HOST=0.0.0.0\nCMD python odd.py\n"
     with tempfile.NamedTemporaryFile("w", suffix=".Dockerfile") as file:
@@ -55,55 +56,64 @@ def odd_image() -> Iterator[str]:
 
 
 async def once(fault: Fault, backend: str, image: str) -> Outcome:
-    """Have a fault happen to a system of its own: so none is a sequel to another."""
+    """Inject a fault into a new system, so that no earlier fault affects the outcome."""
     if backend == "process":
         with LoadBalancer("--command", replica("odd")) as lb:
             return await fault(System(lb, kill_process, freeze_process))
     options = ("--backend", "docker", "--image", image, "--fleet", f"chaos-{uuid.uuid4().hex[:8]}")
     with tempfile.TemporaryDirectory() as folder:
-        async with BreakableEngine(Path(folder) / "docker.sock") as road:
-            lb = LoadBalancer(*options, env={"DOCKER_HOST": f"unix://{road.path}"})
+        async with BreakableEngine(Path(folder) / "docker.sock") as engine:
+            lb = LoadBalancer(*options, env={"DOCKER_HOST": f"unix://{engine.path}"})
             await asyncio.to_thread(lb.start)
             try:
-                return await fault(System(lb, kill_container, freeze_container, road))
+                return await fault(System(lb, kill_container, freeze_container, engine))
             finally:
                 await asyncio.to_thread(lb.__exit__, None, None, None)
 
 
 def row(fault: str, backend: str, outcomes: list[Outcome]) -> str:
+    """The row of the report for all runs of a fault with one backend."""
     requests, failed = Counter[str](), Counter[str]()
     for outcome in outcomes:
         requests += outcome.requests
         failed += outcome.failed
     recoveries = [outcome.recovery for outcome in outcomes if outcome.recovery is not None]
     recovery = f"{median(recoveries):.2f} s ({max(recoveries):.2f} s)" if recoveries else "—"
-    others = ", ".join(f"{count} × {what}" for what, count in sorted(requests.items()) if what != "200")
+    others = ", ".join(
+        f"{count} × {outcome}" for outcome, count in sorted(requests.items()) if outcome != "200"
+    )
     return (
         f"| {fault} | {backend} | {len(outcomes)} | {requests.total()} | {failed.total()} "
         f"| {others or '—'} | {recovery} |"
     )
 
 
-REPORT = """# What clients notice when things break
+REPORT = """# Failed requests under faults
 
-Made by `{command}` on {cores} cores, {system}, Python {python}. Three replicas, a steady load of {rate:g}
-idempotent requests a second in an open loop, default settings. *Failed* are requests that clients lost and
-should not have lost; *not 200* are all that were answered with anything else, or not at all. *Recovery* is
-the time from the fault (from the engine's return, where it was away) until all replicas were in rotation
-again: the median, and in brackets the longest.
+`make chaos` injects the faults and writes this page. The figures are from {cores} cores, {system}, Python
+{python}, with three replicas, default settings and a steady load of {rate:g} idempotent requests a second in
+an open loop. Each row is the sum of its runs.
 
-| fault | replicas | times | requests | failed | not 200 | recovery |
+- *Failed* counts the requests that failed although the load balancer should have saved them.
+- *Not 200* counts all requests without a 200, by status or by the error of the client.
+- *Recovery* is the time from the fault until all replicas are in rotation again: the median, and in
+  brackets the longest. If the engine was unreachable or restarted, the time begins when it answers again.
+
+| fault | backend | runs | requests | failed | not 200 | recovery |
 |---|---|---|---|---|---|---|
 {rows}
 
-A request that waits at a replica stopped by a signal is sent to another when that one is found dead and
-killed; it is a 504 only where `--response-timeout` ends before that. Requests that come while no load
-balancer runs are refused by the kernel: nobody is there to queue them.
+- **SIGSTOP of a replica.** The requests that wait for its answer go to another replica after missed
+  heartbeats have shown that it hangs. They get a 504 only if `--response-timeout` ends earlier.
+- **SIGKILL and restart of the load balancer.** While no load balancer runs, the kernel refuses connections.
+  No request of this time can be saved.
+- **Engine restarted, containers gone.** While there is no replica, requests wait for `--queue-timeout` and
+  then get a 503.
 """
 
 
 def merged(page: Path, rows: list[str]) -> list[str]:
-    """The rows of an earlier report, with those that have been measured anew in their places."""
+    """The rows of an earlier report; a new row replaces the old one of its fault and backend."""
     earlier = (
         [line for line in page.read_text().splitlines() if line.startswith("| ")] if page.exists() else []
     )
@@ -111,9 +121,9 @@ def merged(page: Path, rows: list[str]) -> list[str]:
     return [line for line in by_fault.values() if not line.startswith("| fault |")]
 
 
-def report(rows: list[str], command: str) -> str:
+def report(rows: list[str]) -> str:
+    """The page of the report, with these rows and a description of this machine."""
     return REPORT.format(
-        command=command,
         cores=os.cpu_count(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
@@ -123,13 +133,18 @@ def report(rows: list[str], command: str) -> str:
 
 
 def main() -> int:
+    """Inject the faults and print a row for each; the exit status is 1 if a request failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", choices=["process", "docker", "both"], default="both")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument(
+        "--backend", choices=["process", "docker", "both"], default="both", help="backend of the replicas"
+    )
+    parser.add_argument("--repeat", type=int, default=5, help="number of runs of each fault")
+    parser.add_argument("--only", default="", help="inject only the faults whose names contain this text")
     parser.add_argument("--restart-engine", default="", help="command that restarts the Docker Engine")
-    parser.add_argument("--restarted", default="", help="what to add to the name of that fault")
-    parser.add_argument("--report", type=Path, help="write the report there")
+    parser.add_argument(
+        "--restarted", default="", help="text to add to the name of the fault 'engine restarted'"
+    )
+    parser.add_argument("--report", type=Path, help="page to write the report to")
     options = parser.parse_args()
     backends = ["process", "docker"] if options.backend == "both" else [options.backend]
     faults = dict(FAULTS)
@@ -145,7 +160,7 @@ def main() -> int:
             lost += sum(outcome.failed.total() for outcome in outcomes)
             print(rows[-1], flush=True)
     if options.report:
-        options.report.write_text(report(merged(options.report, rows), "make chaos"))
+        options.report.write_text(report(merged(options.report, rows)))
     return 1 if lost else 0
 
 

@@ -1,23 +1,29 @@
-"""A Docker Engine that goes away and comes back, as far as those can tell who reach it by this road."""
+"""A proxy in front of the Docker Engine's socket, which can make the engine unreachable."""
 
 import asyncio
 import contextlib
 from pathlib import Path
 
 SOCKET = Path("/var/run/docker.sock")
+"""The socket of the real engine."""
 
 
 class BreakableEngine:
-    """A road to the real engine that can be closed: to those who take it, the engine is gone."""
+    """Passes connections on to the real engine, unless it is closed.
+
+    Args:
+        path: Unix socket that clients of the engine connect to.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.open = True
+        """Whether new connections reach the engine."""
         self._server: asyncio.Server | None = None
         self._ends: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> "BreakableEngine":
-        self._server = await asyncio.start_unix_server(self._joined, self.path)
+        self._server = await asyncio.start_unix_server(self._accept, self.path)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -26,18 +32,18 @@ class BreakableEngine:
         self._server.close()
 
     def cut(self) -> None:
-        """Break every connection and take no more."""
+        """Abort every connection, and refuse new ones until `open` is set again."""
         self.open = False
         for end in self._ends:
             end.transport.abort()
 
-    async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.open:
             writer.close()
             return
         try:
             engine_reader, engine_writer = await asyncio.open_unix_connection(SOCKET)
-        except OSError:  # the engine itself is gone
+        except OSError:  # the engine itself is down
             writer.close()
             return
         self._ends |= {writer, engine_writer}
@@ -46,6 +52,7 @@ class BreakableEngine:
 
     @staticmethod
     async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Copy bytes from one side to the other until either closes."""
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(1 << 16):
                 writer.write(data)

@@ -1,4 +1,4 @@
-"""The faults: each breaks something under load and says what clients noticed and how long it lasted."""
+"""The faults: each breaks a part of a system under load, and measures failed requests and recovery."""
 
 import asyncio
 import os
@@ -15,20 +15,20 @@ from tests.chaos.load import Load
 from tests.harness import LoadBalancer, eventually
 
 RATE = 100.0
-"""Requests a second: enough that each moment has some in flight, few enough for two shared cores."""
+"""Requests a second: high enough for requests in flight at each moment, low enough for two shared cores."""
 
 CALM = 1.0
-"""Seconds of load before a fault and after the recovery."""
+"""Seconds of load before the fault, and after the recovery."""
 
 
 @dataclass
 class Outcome:
-    """What one fault did.
+    """The effect of one fault.
 
     Args:
-        requests: Outcomes of all requests.
-        failed: Outcomes of those that were failed and should not have been.
-        recovery: Seconds from the fault until the fleet was whole again; None where nothing is to recover.
+        requests: Number of requests by outcome: a status, or the name of an error.
+        failed: The same for the requests that failed although the load balancer should have saved them.
+        recovery: Seconds from the fault until all replicas are in rotation again; None: no replica was lost.
     """
 
     requests: Counter[str]
@@ -38,49 +38,55 @@ class Outcome:
 
 @dataclass
 class System:
-    """A running load balancer and the means to hurt its replicas.
+    """A running load balancer, and the means to break its replicas and its engine.
 
     Args:
         lb: The load balancer.
-        kill: Kills a replica, given what `/lb/replicas` says of it.
-        freeze: Stops it as SIGSTOP does.
-        road: How the load balancer reaches the engine, where it can be cut.
+        kill: Kills a replica, given its entry in `/lb/replicas`.
+        freeze: Stops a replica as SIGSTOP does, given the same.
+        engine: Proxy between the load balancer and the engine; None: replicas are processes.
     """
 
     lb: LoadBalancer
     kill: Callable[[dict[str, Any]], Awaitable[None]]
     freeze: Callable[[dict[str, Any]], Awaitable[None]]
-    road: BreakableEngine | None = None
+    engine: BreakableEngine | None = None
 
     def load(self) -> Load:
+        """A load on the load balancer, at the rate of all faults."""
         return Load(f"http://127.0.0.1:{self.lb.port}/home", RATE)
 
     async def state(self) -> dict[str, dict[str, Any]]:
+        """`/lb/replicas`, by hostname."""
         return await asyncio.to_thread(self.lb.state)
 
     async def until(self, event: str, after: int, count: int = 1, **fields: Any) -> float:
-        """When an event has happened, in seconds since the epoch."""
+        """Wait for an event in the log, and return its time in seconds since the epoch."""
         record = await asyncio.to_thread(self.lb.wait_for, event, count, after, **fields)
         return datetime.fromisoformat(record["timestamp"]).timestamp()
 
     async def change(self, method: str, path: str, **body: Any) -> None:
+        """Call `/add` or `/rm`, which must succeed."""
         reply = await asyncio.to_thread(self.lb.call, method, path, body)
         assert reply.status == 200, reply.body
 
 
 Fault = Callable[[System], Coroutine[Any, Any, Outcome]]
+"""Breaks a part of a system under load, and returns the effect."""
 
 
 def failures(outcomes: Counter[str]) -> Counter[str]:
+    """The outcomes other than 200."""
     return Counter({outcome: count for outcome, count in outcomes.items() if outcome != "200"})
 
 
 async def calm() -> None:
+    """Let the load run without a fault."""
     await asyncio.sleep(CALM)
 
 
 async def kill_one(system: System) -> Outcome:
-    """SIGKILL of a replica."""
+    """Kill a replica."""
     async with system.load() as load:
         await calm()
         victim = (await system.state())["Server-2"]
@@ -92,7 +98,7 @@ async def kill_one(system: System) -> Outcome:
 
 
 async def freeze_one(system: System) -> Outcome:
-    """SIGSTOP of a replica: it accepts connections and never answers."""
+    """Stop a replica: it accepts connections and never answers. A 504 before the detection is allowed."""
     async with system.load() as load:
         await calm()
         victim = (await system.state())["Server-3"]
@@ -107,7 +113,7 @@ async def freeze_one(system: System) -> Outcome:
 
 
 async def remove_busy(system: System) -> Outcome:
-    """`/rm` of a replica with slow requests in flight."""
+    """Remove a replica that has slow requests in flight."""
     await system.change("POST", "/add", n=1, hostnames=["busy"])
     slow = f"http://127.0.0.1:{system.lb.port}/slow?seconds=1.5"
     async with system.load() as load, Load(slow, 20.0) as slow_load:
@@ -119,7 +125,7 @@ async def remove_busy(system: System) -> Outcome:
 
 
 async def add_and_remove(system: System, times: int = 50) -> Outcome:
-    """`/add` and `/rm` in turn."""
+    """Add a replica and remove it again, many times."""
     async with system.load() as load:
         for turn in range(times):
             await system.change("POST", "/add", n=1, hostnames=[f"turn-{turn}"])
@@ -128,7 +134,7 @@ async def add_and_remove(system: System, times: int = 50) -> Outcome:
 
 
 async def kill_all(system: System) -> Outcome:
-    """All replicas killed at once."""
+    """Kill all replicas at once."""
     async with system.load() as load:
         await calm()
         victims = await system.state()
@@ -138,13 +144,13 @@ async def kill_all(system: System) -> Outcome:
         await calm()
     first, last = min(up) - begun, max(up) - begun
     failed = failures(load.outcomes())
-    if first > 2.0:  # longer than --queue-timeout: those who have waited for that long get a 503
+    if first > 2.0:  # longer than --queue-timeout, so a 503 is allowed
         del failed["503"]
     return Outcome(load.outcomes(), failed, last)
 
 
 async def kill_balancer(system: System) -> Outcome:
-    """SIGKILL of the load balancer, and a new start: its containers live on."""
+    """Kill the load balancer and start it again; its containers continue to run."""
     async with system.load() as load:
         await calm()
         before = {name: (one["id"], one["number"]) for name, one in (await system.state()).items()}
@@ -153,35 +159,38 @@ async def kill_balancer(system: System) -> Outcome:
         await asyncio.to_thread(system.lb.start)
         back = time.time()
         after = {name: (one["id"], one["number"]) for name, one in (await system.state()).items()}
-        assert after == before, "the same fleet"
+        assert after == before, "the new load balancer adopts the same fleet"
         await calm()
-    # What is sent while nobody listens is refused, and what was in flight is lost with the process.
+    # The kernel refuses requests while no process listens; requests in flight are lost with the process.
     failed = failures(load.outcomes(until=begun - 0.1)) + failures(load.outcomes(since=back))
     return Outcome(load.outcomes(), failed, back - begun)
 
 
 async def engine_away(system: System, seconds: float = 10.0) -> Outcome:
-    """The engine cannot be reached for a while, in which a replica is killed."""
-    assert system.road is not None
+    """Make the engine unreachable for a while, and kill a replica meanwhile."""
+    assert system.engine is not None
     async with system.load() as load:
         await calm()
         victim = (await system.state())["Server-1"]
         mark = system.lb.mark()
-        system.road.cut()
+        system.engine.cut()
         await system.kill(victim)
         await asyncio.sleep(seconds)
         begun = time.time()
-        system.road.open = True
+        system.engine.open = True
         up = await system.until("replica up", mark, replica="Server-1")
         await calm()
     return Outcome(load.outcomes(), failures(load.outcomes()), up - begun)
 
 
 def restart_engine(command: str) -> Fault:
-    """The engine is restarted by a command, which returns when it answers again.
+    """Make a fault that restarts the engine.
 
-    Its containers live on where it has `live-restore`, and are gone where it has not: then requests wait, or
-    get a 503.
+    With `live-restore` in the engine's configuration its containers continue to run. Without it they end, and
+    requests wait or get a 503, which is allowed.
+
+    Args:
+        command: Shell command that restarts the engine, and returns when the engine answers again.
     """
 
     async def fault(system: System) -> Outcome:
@@ -191,10 +200,10 @@ def restart_engine(command: str) -> Fault:
             await restarting.wait()
             begun = time.time()
 
-            def whole() -> bool:
+            def all_up() -> bool:
                 return [one["state"] for one in system.lb.state().values()] == ["up"] * 3
 
-            await asyncio.to_thread(eventually, whole, "the fleet is whole again")
+            await asyncio.to_thread(eventually, all_up, "all replicas are up again")
             recovery = time.time() - begun
             await calm()
         failed = failures(load.outcomes())
@@ -205,7 +214,7 @@ def restart_engine(command: str) -> Fault:
 
 
 async def nothing(system: System) -> Outcome:
-    """No fault at all, for comparison."""
+    """Inject no fault, for comparison."""
     async with system.load() as load:
         await asyncio.sleep(5 * CALM)
     return Outcome(load.outcomes(), failures(load.outcomes()))
@@ -217,14 +226,14 @@ FAULTS: dict[str, Fault] = {
     "SIGSTOP of a replica": freeze_one,
     "/rm of a replica with slow requests in flight": remove_busy,
     "/add and /rm in turn, 50 times": add_and_remove,
-    "all replicas killed at once": kill_all,
-    "SIGKILL of the load balancer, restart": kill_balancer,
-    "engine away for 10 s, a replica killed meanwhile": engine_away,
+    "SIGKILL of all replicas at once": kill_all,
+    "SIGKILL and restart of the load balancer": kill_balancer,
+    "engine unreachable for 10 s, SIGKILL of a replica meanwhile": engine_away,
 }
 
 
-DOCKER_ONLY = ("SIGKILL of the load balancer, restart", "engine")
-"""How the names of faults begin that are none for processes: these end with their load balancer."""
+DOCKER_ONLY = ("SIGKILL and restart of the load balancer", "engine")
+"""Prefixes of the faults that need containers. Replicas that are processes end with their load balancer."""
 
 
 async def kill_process(replica: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""A steady load in an open loop: requests start when they are due, whatever becomes of those before.
+"""A steady load in an open loop: each request starts at its scheduled time, whether or not others have ended.
 
-So a stall is not hidden by clients that wait, as it is when each sends its next request after an answer.
+In a closed loop clients wait for answers, and a stall shows in few requests. In an open loop it shows in all.
 """
 
 import asyncio
@@ -13,17 +13,17 @@ from typing import Self
 import aiohttp
 
 PATIENCE = 20.0
-"""Seconds after which a client gives up: longer than anything that the load balancer may take."""
+"""Seconds until a client gives up: longer than any time-out of the load balancer in these tests."""
 
 
 @dataclass(slots=True)
 class Request:
-    """What became of one request.
+    """The result of one request.
 
     Args:
-        sent: When it was due, in seconds since the epoch.
-        took: Seconds until its answer was complete.
-        outcome: `200`, another status, or the name of an error.
+        sent: Scheduled start in seconds since the epoch.
+        took: Seconds from the scheduled start to the end of the answer.
+        outcome: Status of the answer, or name of the error.
     """
 
     sent: float
@@ -33,11 +33,12 @@ class Request:
 
 @dataclass
 class Load:
-    """Sends idempotent requests at a fixed rate while `async with` lasts.
+    """Sends idempotent requests at a fixed rate while an `async with` block lasts.
 
     Args:
-        url: What is asked for.
+        url: URL of the requests.
         rate: Requests a second.
+        requests: Results of the requests that have ended.
     """
 
     url: str
@@ -79,5 +80,5 @@ class Load:
         self.requests.append(Request(due, time.time() - due, outcome))
 
     def outcomes(self, since: float = 0.0, until: float = float("inf")) -> Counter[str]:
-        """Count the outcomes of the requests that were sent in a span of time."""
+        """Count the outcomes of the requests whose start is in a span of time, in seconds since the epoch."""
         return Counter(one.outcome for one in self.requests if since <= one.sent < until)

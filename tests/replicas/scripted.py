@@ -1,11 +1,11 @@
-"""A replica that a test tells what to say: the bytes of its answer come in the request, in hexadecimal.
+"""A replica whose answers a test scripts in headers of its requests; bytes are in hexadecimal.
 
-| header of the request | what happens |
+| header of the request | effect |
 |---|---|
-| `X-Say` | these bytes are the answer; without it, the request is described in JSON |
-| `X-When: at-once` | it is said before the body is read, which then is not |
-| `X-Then: close` | the connection is closed afterwards; a number: so many seconds afterwards |
-| `X-Later` | these bytes follow 0.2 s after the answer |
+| `X-Say` | the replica answers with these bytes; without it, the answer describes the request in JSON |
+| `X-When: at-once` | the replica answers without reading the body, and closes the connection |
+| `X-Then: close` | the replica closes the connection after the answer; a number: so many seconds after it |
+| `X-Later` | the replica sends these bytes 0.2 s after the answer |
 
 `/seen` lists the request lines of all connections.
 """
@@ -15,15 +15,19 @@ import json
 import os
 
 SEEN: list[str] = []
+"""Request lines of all connections, without those of `/seen` and of heartbeats."""
+
 CONNECTIONS = 0
+"""Number of connections until now."""
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serve one connection."""
     global CONNECTIONS
     CONNECTIONS += 1
     number = CONNECTIONS
     try:
-        while await one(reader, writer, number):
+        while await exchange(reader, writer, number):
             pass
     except (EOFError, ConnectionError):
         pass
@@ -31,7 +35,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> bool:
+async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> bool:
+    """Answer one request, and return whether the connection stays open."""
     raw = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     line, *fields = raw.split("\r\n")[:-2]
     if line.split(" ")[1] not in ("/seen", "/heartbeat"):
@@ -61,6 +66,7 @@ async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number
 
 
 async def read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> int:
+    """Read the body of a request, and return its length."""
     if headers.get("transfer-encoding") != "chunked":
         length = int(headers.get("content-length", "0"))
         await reader.readexactly(length)
@@ -74,6 +80,7 @@ async def read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> in
 
 
 def described(facts: object) -> bytes:
+    """An answer with facts in JSON."""
     body = json.dumps(facts).encode()
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
