@@ -1,4 +1,4 @@
-# `make run` and `make test` need Python >= 3.11 and nothing else; `make help` lists the rest.
+# `make run` and `make test` need only Python >= 3.11; `make help` lists all targets.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,43 +7,43 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --req
 .DEFAULT_GOAL := help
 .PHONY: help run test chaos fuzz soak bench analysis check format lock clean
 
-help: ## list the targets
+help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 run: $(VENV)/.installed ## serve on http://127.0.0.1:5000 with three local replicas (ARGS="--replicas 5")
 	@exec $(BIN)/loadbalancer serve $(ARGS)
 
-test: $(VENV)/.installed-dev ## run every test; those that need a Docker Engine are skipped when none answers
+test: $(VENV)/.installed-dev ## run all tests; without a Docker Engine, the tests that need one are skipped
 	$(BIN)/python -m pytest $(ARGS)
 
-chaos: $(VENV)/.installed-dev ## break things under load, five times each, and report what clients notice (about 20 minutes)
+chaos: $(VENV)/.installed-dev ## inject each fault five times under load, and count the requests that fail (about 20 minutes)
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-fuzz: $(VENV)/.installed-dev ## mutated and mixed requests and answers, cut anywhere, and odd ones beside nginx: 25 times as many as make test
+fuzz: $(VENV)/.installed-dev ## run the fuzz tests of make test with 25 times as many examples
 	FUZZ=$(or $(FUZZ),25) $(BIN)/python -m pytest --timeout 3600 --show-capture=no tests/unit/proxy/fast/test_quick.py \
 		tests/unit/proxy/fast/test_bodies.py tests/unit/proxy/fast/test_interleaving.py \
 		tests/unit/proxy/test_proxy_protocol.py tests/integration/test_differential.py \
 		tests/integration/test_differential_answers.py $(ARGS)
 
-soak: $(VENV)/.installed-dev ## ten minutes at full load: memory stays flat, no file is left open (wants wrk installed)
+soak: $(VENV)/.installed-dev ## run ten minutes of full load, and check memory and open files (needs wrk)
 	$(BIN)/python -m analysis.bench.soak $(ARGS)
 
-bench: $(VENV)/.installed-dev ## compare with nginx and HAProxy on this machine, with wrk (one row: ARGS="--only varied")
+bench: $(VENV)/.installed-dev ## compare with nginx and HAProxy on this machine (needs wrk; one row: ARGS="--only varied")
 	$(BIN)/python -m analysis.bench $(ARGS)
 
-analysis: $(VENV)/.installed-dev ## run the experiments and write docs/analysis.md with its pictures (about 10 minutes)
+analysis: $(VENV)/.installed-dev ## run the experiments, and write docs/analysis.md and its plots (about 10 minutes)
 	$(BIN)/python -m analysis report $(ARGS)
 
-check: $(VENV)/.installed-dev ## lint, formatting and types
+check: $(VENV)/.installed-dev ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed-dev ## rewrite the code in the house format
+format: $(VENV)/.installed-dev ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: $(VENV)/.installed-dev ## resolve the dependencies of pyproject.toml anew into the lock files
+lock: $(VENV)/.installed-dev ## resolve the dependencies of pyproject.toml into new lock files
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
 		--no-header --extra build pyproject.toml --output-file requirements.lock
@@ -51,7 +51,7 @@ lock: $(VENV)/.installed-dev ## resolve the dependencies of pyproject.toml anew 
 		--no-header --extra build --extra test --extra analysis --constraint requirements.lock pyproject.toml \
 		--output-file requirements-dev.lock
 
-clean: ## remove the environment and every cache
+clean: ## remove the environment and all caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

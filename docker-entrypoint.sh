@@ -1,12 +1,12 @@
 #!/bin/sh
-# Runs the load balancer as an unprivileged user that may use the engine's socket and nothing else.
-# The socket's group differs from machine to machine, so it is looked up here rather than built in.
+# Runs the load balancer as an unprivileged user with access to the engine's socket.
+# The group of the socket differs between machines, so this script looks it up at each start.
 set -eu
 
 user=65532
 socket=/var/run/docker.sock
 
-if [ "$(id -u)" != 0 ]; then # started with another user: that is who it shall be
+if [ "$(id -u)" != 0 ]; then # the container has another user already: keep it
   exec loadbalancer "$@"
 fi
 groups="$user"

@@ -103,7 +103,8 @@ def experiment(name: str) -> click.Command:
         context = make_context({**options, "as_json": as_json})
         finish(context, name, asyncio.run(report.EXPERIMENTS[name].run(context)), as_json=as_json)
 
-    return click.command(name, help=report.EXPERIMENTS[name].__doc__)(command)
+    module = report.EXPERIMENTS[name]
+    return click.command(name, help=module.__doc__, short_help=module.TITLE)(command)
 
 
 for each in report.EXPERIMENTS:

@@ -74,7 +74,7 @@ def soak(peer: Peer, minutes: float) -> list[State]:
 
 def main() -> int:
     """Run the soak test on the fast lane; the exit status is 1 if memory or open files have grown."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m analysis.bench.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="duration of the test (default: 10)")
     options = parser.parse_args()
     try:

@@ -12,7 +12,7 @@ from analysis.load.generator import run as send
 from analysis.load.record import PERCENTILES, percentile
 from analysis.system import running
 
-TITLE = "Load: 10,000 requests"
+TITLE = "Load: closed loops and an open loop"
 
 CLOSED, OPEN_RATE = (100, 1_000), 500.0
 

@@ -134,7 +134,7 @@ def report(rows: list[str]) -> str:
 
 def main() -> int:
     """Inject the faults and print a row for each; the exit status is 1 if a request failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument(
         "--backend", choices=["process", "docker", "both"], default="both", help="backend of the replicas"
     )
