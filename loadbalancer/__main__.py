@@ -1,5 +1,5 @@
 """`python -m loadbalancer` is the `loadbalancer` command."""
 
-from loadbalancer.cli import main
+from loadbalancer.cli.commands import main
 
 main()

@@ -8,7 +8,7 @@ from typing import Any
 from analysis.context import Context
 from analysis.load.generator import Load, Target, run
 from analysis.system import ExperimentError, running
-from loadbalancer.distribution import draw_ids
+from loadbalancer.cli.distribution import draw_ids
 
 CLIENTS = 64
 

@@ -12,7 +12,7 @@ import pytest
 
 from analysis import report
 from analysis.bench import comparison, kills
-from loadbalancer.distribution import draw
+from loadbalancer.cli.distribution import draw
 from tests.harness import LoadBalancer, free_port, replica
 
 REQUESTS = 300

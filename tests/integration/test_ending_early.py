@@ -24,7 +24,7 @@ def getaddrinfo(*args, **named):
     print("resolving", file=sys.stderr, flush=True)
     threading.Event().wait(60)
 socket.getaddrinfo = getaddrinfo
-from loadbalancer.cli import main
+from loadbalancer.cli.commands import main
 main()
 """
 
@@ -37,7 +37,7 @@ class Finder:
             print("importing", file=sys.stderr, flush=True)
             threading.Event().wait(60)
 sys.meta_path.insert(0, Finder)
-from loadbalancer.cli import main
+from loadbalancer.cli.commands import main
 main()
 """
 

@@ -183,8 +183,8 @@ def test_an_answer_over_http2_is_finished_at_sigterm(issued: Issued) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--tls-cert", "{cert}"], "--tls-cert: is of no use without --tls-key"),
-        (["--tls-key", "{key}"], "--tls-key: is of no use without --tls-cert"),
+        (["--tls-cert", "{cert}"], "--tls-cert: has no effect without --tls-key"),
+        (["--tls-key", "{key}"], "--tls-key: has no effect without --tls-cert"),
         (["--tls-cert", "{cert}", "--tls-key", "/nowhere"], "cannot read /nowhere: No such file"),
         (["--tls-cert", "/nowhere", "--tls-key", "{key}"], "cannot read /nowhere: No such file"),
         (["--tls-cert", "{key}", "--tls-key", "{key}"], "are no pair to use"),

@@ -378,19 +378,6 @@ def test_workers_get_the_certificate_that_was_good_when_the_files_have_become_ba
         assert secret not in str(lb.records)
 
 
-def test_they_are_for_the_fast_lane() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "loadbalancer", "serve", "--workers", "2", "--lane", "asgi"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert (
-        done.stderr == "loadbalancer serve: --workers: more than one worker is for the fast lane, on Linux\n"
-    )
-
-
 def test_a_burst_of_connections_is_spread(lb: LoadBalancer) -> None:
     """In flight is bounded by each worker for its own requests: together, within the sum of the bounds."""
     connections = [socket.create_connection(("127.0.0.1", lb.port), timeout=20) for _ in range(40)]

@@ -17,7 +17,7 @@ from analysis.experiments.spread import chi_square_bound, figures
 from analysis.load.generator import Target
 from analysis.load.record import Record, percentile
 from analysis.published import PUBLISHED, exact_share
-from loadbalancer.distribution import draw, draw_ids
+from loadbalancer.cli.distribution import draw, draw_ids
 from loadbalancer.routing.ring import Ring
 
 

@@ -1,11 +1,13 @@
-"""Options that may be given more than once, and those that need others."""
+"""The sources of options, options that may be given more than once, and options that need others."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loadbalancer.settings import Settings, SettingsError, load
+from loadbalancer.cli.sources import SettingsError, load
+from loadbalancer.settings import Settings, option_name
 
 TWO = ("10.0.0.0/8", "2001:db8::/32")
 
@@ -65,12 +67,12 @@ def test_it_survives_the_way_to_a_worker() -> None:
         ({}, "", {"LB_TRUSTED_PROXIES": "::1\nproxy"}, "LB_TRUSTED_PROXIES: 'proxy' must be"),
         ({}, "trusted-proxies = [5]", {}, "lb.toml: 5 should be a valid string"),
         ({}, "trusted-proxies = 5", {}, "lb.toml: 5 should be a valid tuple"),
-        ({"proxy_protocol": True}, "", {}, "--proxy-protocol: is of no use without --trusted-proxies"),
+        ({"proxy_protocol": True}, "", {}, "--proxy-protocol: has no effect without --trusted-proxies"),
         (
             {"lane": "asgi", "trusted_proxies": TWO},
             "",
             {"LB_PROXY_PROTOCOL": "1"},
-            "LB_PROXY_PROTOCOL: is for the fast lane, not --lane asgi",
+            "LB_PROXY_PROTOCOL: needs the fast lane, not --lane asgi",
         ),
         (
             {"tunnel_idle_timeout": "-1"},
@@ -87,3 +89,16 @@ def test_an_impossible_one_is_named(
         settings(options, toml, environ, folder=tmp_path)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_readme_repeats_the_help_of_every_option() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for name, field in Settings.model_fields.items():
+        row = rf"^\| `{option_name(name)}` \| .*? \| {re.escape(field.description or '-')}"
+        assert re.search(row, readme, re.MULTILINE), f"{option_name(name)}: {field.description}"
+
+
+def test_the_name_of_a_variable_is_in_upper_case() -> None:
+    assert load({}, None, {"LB_REPLICAS": "5", "lb_port": "6000", "PORT": "7000"}) == Settings.model_validate(
+        {"replicas": 5}
+    )

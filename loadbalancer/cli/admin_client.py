@@ -1,4 +1,4 @@
-"""Talks to a running load balancer, for the commands `rep`, `add`, `rm` and `get`."""
+"""An HTTP client of a running load balancer, for the commands `rep`, `add`, `rm` and `get`."""
 
 import asyncio
 import json
@@ -7,66 +7,66 @@ from typing import Any
 
 import aiohttp
 
-CONNECT_WITHIN = 5.0
-"""Seconds to reach the load balancer; an answer may take as long as a container takes to start."""
+CONNECT_TIMEOUT = 5.0
+"""Maximum seconds to connect. The answer has no time limit, because containers may start slowly."""
 
 
 class CommandError(Exception):
-    """The command failed; the text says why."""
+    """The command failed. The text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An answer."""
+    """The status and the body of an answer."""
 
     status: int
     body: bytes
 
 
 def call(url: str, method: str, path: str, token: str | None, payload: Any = None) -> Any:
-    """Call one of the load balancer's own endpoints.
+    """Call an endpoint of the admin API.
 
     Args:
-        url: Where the load balancer is.
+        url: URL of the load balancer.
         method: HTTP method.
-        path: Of the endpoint.
+        path: Path of the endpoint.
         token: Admin token, or None.
-        payload: What to send as JSON, or None.
+        payload: Value to send as JSON, or None.
 
     Returns:
         The `message` of the answer.
 
     Raises:
-        CommandError: It cannot be reached, or says no.
+        CommandError: The load balancer cannot be reached, or it refuses the request.
     """
     fetched = asyncio.run(_fetch(url, method, path, token, payload))
     try:
         answer = json.loads(fetched.body)
         message, status = answer["message"], answer["status"]
     except (ValueError, TypeError, KeyError):
-        raise CommandError(f"{url} is no load balancer of this kind: it answered {fetched.status}") from None
+        raise CommandError(f"{url} is not such a load balancer: it answered {fetched.status}") from None
     if status != "successful":
         raise CommandError(str(message))
     return message
 
 
 def fetch(url: str, path: str, token: str | None) -> Fetched:
-    """Get any path.
+    """Send GET for any path.
 
     Args:
-        url: Where the load balancer is.
+        url: URL of the load balancer.
         path: Path and query.
         token: Admin token, or None.
 
     Raises:
-        CommandError: It cannot be reached.
+        CommandError: The load balancer cannot be reached.
     """
     return asyncio.run(_fetch(url, "GET", path if path.startswith("/") else f"/{path}", token, None))
 
 
 async def _fetch(url: str, method: str, path: str, token: str | None, payload: Any) -> Fetched:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
@@ -74,6 +74,6 @@ async def _fetch(url: str, method: str, path: str, token: str | None, payload: A
         ):
             return Fetched(answer.status, await answer.read())
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-        raise CommandError(f"{url!r} is no URL: give one such as http://127.0.0.1:5000") from None
+        raise CommandError(f"{url!r} is not an HTTP URL such as http://127.0.0.1:5000") from None
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise CommandError(f"no load balancer answers at {url}: {error}") from None
+        raise CommandError(f"cannot reach the load balancer at {url}: {error}") from None

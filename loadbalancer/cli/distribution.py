@@ -1,4 +1,4 @@
-"""How a ring spreads requests over replicas: what the command `ring` shows."""
+"""The distribution of requests over replicas by a ring, for the command `ring`."""
 
 import random
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from loadbalancer.routing.ring import Ring
 
 @dataclass(frozen=True)
 class Distribution:
-    """What drawn request ids did on a ring, next to the exact shares of its slots."""
+    """The requests that each replica gets for random request ids, and its exact share of the slots."""
 
     ring: str
     slots: int
@@ -21,32 +21,32 @@ class Distribution:
     slot_share: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, in the order of the fields."""
+        """Convert to plain values, in the order of the fields."""
         return asdict(self)
 
 
 def draw_ids(count: int, seed: int) -> list[str]:
-    """Random 6-digit request ids.
+    """Draw random 6-digit request ids.
 
     Args:
-        count: How many.
-        seed: Of the random numbers.
+        count: The number of ids.
+        seed: The seed of the random numbers.
     """
     rng = random.Random(seed)
     return [str(rng.randint(100_000, 999_999)) for _ in range(count)]
 
 
 def draw(ring_name: str, replicas: int, requests: int, seed: int) -> Distribution:
-    """Send random 6-digit request ids to the replicas Server-1 … Server-N.
+    """Distribute random 6-digit request ids over the replicas Server-1 … Server-N.
 
     Args:
-        ring_name: A preset.
+        ring_name: A preset of the ring.
         replicas: N, at least 1.
-        requests: How many ids to draw, at least 1.
-        seed: Of the random numbers.
+        requests: The number of request ids, at least 1.
+        seed: The seed of the random numbers.
 
     Raises:
-        ValueError: There is no such preset, or it has no slots for so many.
+        ValueError: There is no such preset, or it has too few slots for N replicas.
     """
     ring = Ring.build(ring_name, range(1, replicas + 1))
     by_number = dict.fromkeys(ring.numbers, 0)

@@ -1,0 +1,1 @@
+"""The command line: the commands, the sources of options, and a client of a running load balancer."""
