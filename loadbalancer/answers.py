@@ -1,4 +1,4 @@
-"""Answers of the load balancer itself: an error or a message rendered as HTTP."""
+"""Answers of the load balancer itself: an error or a message, rendered as HTTP."""
 
 import json
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from loadbalancer.errors import LoadBalancerError
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the load balancer itself, ready to be sent by whichever lane must send it."""
+    """An answer of the load balancer itself, which either lane can send."""
 
     status: int
     body: bytes
@@ -17,33 +17,35 @@ class Answer:
 
 
 def answer(error: BaseException) -> Answer:
-    """Turn an error into the answer that a client sees.
+    """Make the answer that a client gets for an error.
 
     Args:
-        error: Any exception; only the text of a `LoadBalancerError` is shown.
+        error: Any exception. The client sees the text of a `LoadBalancerError` only.
     """
     if not isinstance(error, LoadBalancerError):
-        return failure(500, "the load balancer failed in a way it did not foresee: see its log")
+        return failure(500, "the load balancer failed unexpectedly: its log has the reason")
     return failure(error.status, str(error), error.headers)
 
 
 def failure(status: int, sentence: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
-    """An answer in the contract's form for failures: `{"message": "<Error> …", "status": "failure"}`.
+    """Make the answer for a failure: `{"message": "<Error> …", "status": "failure"}`.
 
     Args:
         status: The HTTP status code.
-        sentence: What is wrong, in words, naming the offender.
+        sentence: The reason, which names the offender.
         headers: Further headers, such as `Retry-After`.
     """
-    body = json.dumps({"message": f"<Error> {sentence}", "status": "failure"}, ensure_ascii=False).encode()
+    text = json.dumps({"message": f"<Error> {sentence}", "status": "failure"}, ensure_ascii=False)
+    # A sentence may quote half of a surrogate pair. UTF-8 cannot encode it, but JSON can escape it.
+    body = text.encode(errors="backslashreplace")
     return Answer(status, body, (("Content-Type", "application/json"), *headers))
 
 
 def encode(answer: Answer) -> list[tuple[bytes, bytes]]:
-    """The headers of an answer as they are sent, names in lower case.
+    """Encode the headers of an answer, with names in lower case, and add its length and the date.
 
     Args:
-        answer: The answer; its length and the date are added.
+        answer: The answer.
     """
     headers = [*answer.headers, ("Content-Length", str(len(answer.body))), ("Date", formatdate(usegmt=True))]
     return [(name.lower().encode(), value.encode()) for name, value in headers]

@@ -1,7 +1,7 @@
-"""The Quart application behind the load balancer's own paths: `/rep`, `/add`, `/rm` and `/lb/…`.
+"""The admin application: the load balancer's own paths `/rep`, `/add`, `/rm` and `/lb/…`, in Quart.
 
-It reads what is asked, calls the fleet, and writes JSON. What can go wrong is raised as an error
-elsewhere and becomes an answer in `_answer_errors`, and nowhere else.
+A handler reads the request, calls the fleet, and writes JSON. Errors are raised where they happen, and
+`_answer_errors` alone turns them into answers.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from quart import Quart, Response, request
 from quart_schema import (
     Info,
+    OpenAPIProvider,
     QuartSchema,
     document_querystring,
     document_request,
@@ -24,20 +25,14 @@ from quart_schema import (
     hide,
 )
 from quart_schema.openapi import HttpSecurityScheme
+from quart_schema.typing import Model
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
 from loadbalancer import __version__
 from loadbalancer.admin.changes import MAX_BODY, Change, read_change
 from loadbalancer.admin.cross_site import check_site
-from loadbalancer.admin.schemas import (
-    ChangeQuery,
-    ChangeRequest,
-    FailureAnswer,
-    MembersAnswer,
-    SentenceAnswer,
-    StateAnswer,
-)
+from loadbalancer.admin.schemas import FailureAnswer, MembersAnswer, SentenceAnswer, StateAnswer
 from loadbalancer.answers import Answer, answer, failure
 from loadbalancer.errors import UnauthorizedError
 from loadbalancer.fleet.fleet import Fleet
@@ -45,7 +40,7 @@ from loadbalancer.telemetry.events import EventStream
 from loadbalancer.telemetry.metrics import CONTENT_TYPE, Metrics
 
 KEEP_ALIVE = 15.0
-"""Seconds of silence after which `/lb/events` sends a comment, so that nothing on the way gives up."""
+"""Seconds without an event after which `/lb/events` sends a comment, so that no proxy closes the stream."""
 
 TOO_MANY_TO_ADD = "Length of hostname list is more than newly added instances"
 TOO_MANY_TO_REMOVE = "Length of hostname list is more than removable instances"
@@ -53,14 +48,23 @@ TOO_MANY_TO_REMOVE = "Length of hostname list is more than removable instances"
 log = structlog.get_logger(__name__)
 
 
+class _Provider(OpenAPIProvider):
+    """Makes the OpenAPI document; a list in a query is separated by commas (`hostnames=a,b`)."""
+
+    def build_querystring_parameters(self, model: type[Model]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Build the parameters of a model."""
+        parameters, definitions = super().build_querystring_parameters(model)
+        return [{**parameter, "explode": False} for parameter in parameters], definitions
+
+
 def create_admin(fleet: Fleet, metrics: Metrics, events: EventStream, admin_token: SecretStr | None) -> Quart:
     """Make the application.
 
     Args:
-        fleet: Whom to ask and to change.
-        metrics: What `/lb/metrics` shows.
-        events: What `/lb/events` tells.
-        admin_token: When set, what `/add`, `/rm` and `/lb/…` want as bearer token.
+        fleet: The fleet that the application shows and changes.
+        metrics: The metrics of `/lb/metrics`.
+        events: The events of `/lb/events`.
+        admin_token: The bearer token that `/add`, `/rm` and `/lb/…` require, or None.
     """
     app = Quart(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
@@ -69,6 +73,7 @@ def create_admin(fleet: Fleet, metrics: Metrics, events: EventStream, admin_toke
     QuartSchema(
         app,
         openapi_path="/lb/openapi.json",
+        openapi_provider_class=_Provider,
         swagger_ui_path=None,
         redoc_ui_path=None,
         scalar_ui_path=None,
@@ -84,7 +89,7 @@ def create_admin(fleet: Fleet, metrics: Metrics, events: EventStream, admin_toke
 
 
 def _guard(app: Quart, admin_token: SecretStr | None) -> None:
-    """Refuse changes for web pages from elsewhere, and all who do not know the token, where one is wanted."""
+    """Refuse changes by web pages of other sites and, if there is an admin token, requests without it."""
 
     @app.before_request
     async def check_site_of_page() -> None:
@@ -102,21 +107,25 @@ def _guard(app: Quart, admin_token: SecretStr | None) -> None:
         scheme, _, token = given.partition(" ")
         # The scheme's name is case-insensitive (RFC 9110, section 11.1), the token is not.
         if not hmac.compare_digest(f"{scheme.capitalize()} {token.strip()}".encode(), expected):
-            raise UnauthorizedError("this wants the header 'Authorization: Bearer …' with the admin token")
+            raise UnauthorizedError(
+                "this path requires the header 'Authorization: Bearer …' with the admin token"
+            )
 
 
 def _answer_errors(app: Quart) -> None:
     @app.errorhandler(HTTPException)
     async def http(error: HTTPException) -> Response:
-        # Werkzeug's errors know their headers, such as Allow; its HTML pages are not for us.
+        # Keep Werkzeug's headers, such as Allow, without those that describe its HTML page.
         headers = [
-            (k, v) for k, v in error.get_headers() if k.lower() not in ("content-type", "content-length")
+            (name, value)
+            for name, value in error.get_headers()
+            if name.lower() not in ("content-type", "content-length")
         ]
         match error.code:
             case 404:
-                sentence = f"there is no '{request.path}' here"
+                sentence = f"'{request.path}' does not exist"
             case 405:
-                sentence = f"'{request.path}' does not take {request.method}"
+                sentence = f"'{request.path}' does not accept {request.method}"
             case 413:
                 sentence = f"the body is longer than {MAX_BODY} bytes"
             case _:
@@ -144,26 +153,26 @@ def _add_fleet_routes(app: Quart, fleet: Fleet) -> None:
         return _members(await fleet.members())
 
     @app.route("/add", methods=["POST", "GET"])
-    @document_request(ChangeRequest)
-    @document_querystring(ChangeQuery)
+    @document_request(Change)
+    @document_querystring(Change)
     @document_response(MembersAnswer)
     @document_response(FailureAnswer, 400)
     @document_response(FailureAnswer, 403)
     @document_response(FailureAnswer, 500)
     async def add() -> Response:
-        """Start replicas; answers once they are in rotation."""
+        """Start replicas. The answer comes once they are in rotation."""
         change = await _read(TOO_MANY_TO_ADD)
         return _members(await fleet.add(change.n, change.hostnames))
 
     @app.route("/rm", methods=["DELETE", "GET"])
-    @document_request(ChangeRequest)
-    @document_querystring(ChangeQuery)
+    @document_request(Change)
+    @document_querystring(Change)
     @document_response(MembersAnswer)
     @document_response(FailureAnswer, 400)
     @document_response(FailureAnswer, 403)
     @document_response(FailureAnswer, 500)
     async def rm() -> Response:
-        """Remove replicas; answers once they have drained and are gone."""
+        """Remove replicas. The answer comes once they have drained and are gone."""
         change = await _read(TOO_MANY_TO_REMOVE)
         return _members(await fleet.remove(change.n, change.hostnames))
 
@@ -173,7 +182,7 @@ def _add_pages(app: Quart, fleet: Fleet, metrics: Metrics, events: EventStream) 
     @document_response(SentenceAnswer)
     @document_response(FailureAnswer, 503)
     async def health() -> Response:
-        """Whether requests can be served."""
+        """Tell whether a replica is in rotation."""
         if fleet.serving:
             return _success("serving")
         return _respond(failure(503, "no replica is in rotation", (("Retry-After", "1"),)))
@@ -181,19 +190,19 @@ def _add_pages(app: Quart, fleet: Fleet, metrics: Metrics, events: EventStream) 
     @app.get("/lb/replicas")
     @document_response(StateAnswer)
     async def replicas() -> Response:
-        """The state of every replica."""
+        """Show the state of every replica."""
         return _success(asdict(await fleet.describe()))
 
     @app.get("/lb/metrics")
     @hide
     async def prometheus() -> Response:
-        """Metrics, in Prometheus' text format."""
+        """Show the metrics in Prometheus' text format."""
         return Response(metrics.render(), content_type=CONTENT_TYPE)
 
     @app.get("/lb/events")
     @hide
     async def stream() -> Response:
-        """Server-sent events: the whole state once, then each event of a replica's life."""
+        """Send the whole state once, then each event of a replica's life, as server-sent events."""
         return Response(
             _events(fleet, events), content_type="text/event-stream", headers={"Cache-Control": "no-store"}
         )
@@ -203,12 +212,12 @@ async def _events(fleet: Fleet, events: EventStream) -> AsyncIterator[bytes]:
     listener = aiter(events.listen())
     upcoming = asyncio.ensure_future(anext(listener, None))
     try:
-        await asyncio.sleep(0)  # so that it listens before it looks: nothing falls in between
+        await asyncio.sleep(0)  # The listener is registered before the state is read, so no event is lost.
         yield _event("fleet", asdict(await fleet.describe()))
         while True:
             await asyncio.wait({upcoming}, timeout=KEEP_ALIVE)
             if not upcoming.done():
-                yield b": still here\n\n"
+                yield b": keep-alive\n\n"
             elif (event := upcoming.result()) is None:
                 return
             else:

@@ -1,33 +1,14 @@
-"""The shapes of requests and answers, from which the OpenAPI document is made."""
+"""The shapes of answers, for the OpenAPI document. `changes.Change` is the shape of requests."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from loadbalancer.fleet.state import FleetState
 
 
 @dataclass
-class ChangeRequest:
-    """How many replicas to add or remove, and their names.
-
-    `N` is accepted for `n`, and `replicas` for `hostnames`.
-    """
-
-    n: int
-    hostnames: list[str] = field(default_factory=list)
-
-
-@dataclass
-class ChangeQuery:
-    """The same in a query; several hostnames are separated by commas."""
-
-    n: int | None = None
-    hostnames: str | None = None
-
-
-@dataclass
 class Members:
-    """How many replicas there are, and their hostnames in the order of their ring numbers."""
+    """The number of replicas, and their hostnames in the order of joining."""
 
     N: int
     replicas: list[str]
@@ -59,7 +40,7 @@ class SentenceAnswer:
 
 @dataclass
 class FailureAnswer:
-    """What went wrong: `<Error>` and a sentence. Nothing was changed."""
+    """The reason of a failure: `<Error>` and a sentence. Nothing was changed."""
 
     message: str
     status: Literal["failure"]

@@ -199,7 +199,7 @@ def test_what_is_not_under_lb_is_a_404_of_ours(lb: LoadBalancer) -> None:
     reply = lb.call("GET", "/lb/nothing")
     assert (reply.status, reply.json) == (
         404,
-        {"message": "<Error> there is no '/lb/nothing' here", "status": "failure"},
+        {"message": "<Error> '/lb/nothing' does not exist", "status": "failure"},
     )
 
 

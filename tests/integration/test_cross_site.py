@@ -1,4 +1,4 @@
-"""A web page from elsewhere cannot `/add` or `/rm`, whichever way its browser is made to ask."""
+"""A web page of another site cannot use `/add` or `/rm`, whichever way it makes the browser send requests."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tests.harness import LoadBalancer
 TOKEN = "sesame"
 BROWSER = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"}
 FORM = {"Content-Type": "text/plain"}
-"""The only bodies that a page may send elsewhere without asking first are those of forms."""
+"""A type of body that a page may send to another site without a preflight request: that of a form."""
 
 EVIL = {"Origin": "http://evil.example"}
 
@@ -21,10 +21,10 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
         yield running
 
 
-def ask(
+def status_of(
     lb: LoadBalancer, method: str, target: str, headers: dict[str, str], body: bytes | None = None
 ) -> int:
-    """The status of the answer; the token is always right, for browsers may be made to send it."""
+    """Send a request with the right token, because a page may make a browser send it; return the status."""
     reply = lb.call(method, target, body, {"Authorization": f"Bearer {TOKEN}", **headers})
     if reply.status == 403:
         assert reply.json["status"] == "failure"
@@ -57,17 +57,17 @@ def ask(
         pytest.param("DELETE", "/rm?n=1", None, {"Origin": "http://127.0.0.1:1"}, id="other port"),
     ],
 )
-def test_a_page_from_elsewhere_changes_nothing(
+def test_a_page_of_another_site_changes_nothing(
     lb: LoadBalancer, method: str, target: str, body: bytes | None, headers: dict[str, str]
 ) -> None:
     before = lb.members()
-    if method == "HEAD":  # an answer without a body
+    if method == "HEAD":  # the answer has no body
         assert (
             lb.call(method, target, None, {"Authorization": f"Bearer {TOKEN}", **BROWSER, **headers}).status
             == 403
         )
     else:
-        assert ask(lb, method, target, {**BROWSER, **headers}, body) == 403
+        assert status_of(lb, method, target, {**BROWSER, **headers}, body) == 403
     assert lb.members() == before
 
 
@@ -78,27 +78,27 @@ def test_a_preflight_allows_nothing(lb: LoadBalancer) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "PUT", "PATCH"])
-def test_whatever_comes_under_lb_is_covered(lb: LoadBalancer, method: str) -> None:
-    assert ask(lb, method, "/lb/not-yet", {**BROWSER, "Sec-Fetch-Site": "cross-site"}) == 403
-    assert ask(lb, method, "/lb/not-yet", {}) == 404
+def test_paths_under_lb_that_do_not_exist_yet_are_protected(lb: LoadBalancer, method: str) -> None:
+    assert status_of(lb, method, "/lb/not-yet", {**BROWSER, "Sec-Fetch-Site": "cross-site"}) == 403
+    assert status_of(lb, method, "/lb/not-yet", {}) == 404
 
 
-@pytest.mark.parametrize("who", ["curl", "typed by the user", "our own page", "our own page, plain HTTP"])
-def test_others_change_what_they_like(lb: LoadBalancer, who: str) -> None:
+@pytest.mark.parametrize("sender", ["curl", "typed by the user", "own page", "own page, plain HTTP"])
+def test_programs_users_and_pages_of_this_site_may_change(lb: LoadBalancer, sender: str) -> None:
     own = {"Origin": f"http://127.0.0.1:{lb.port}"}
     headers = {
         "curl": {"User-Agent": "curl/8.5.0"},
         "typed by the user": {**BROWSER, "Sec-Fetch-Site": "none"},
-        "our own page": {**BROWSER, **own, "Sec-Fetch-Site": "same-origin"},
-        "our own page, plain HTTP": {**BROWSER, **own},
-    }[who]
+        "own page": {**BROWSER, **own, "Sec-Fetch-Site": "same-origin"},
+        "own page, plain HTTP": {**BROWSER, **own},
+    }[sender]
     before = lb.members()
-    assert ask(lb, "GET", "/add?n=1&hostnames=mine", headers) == 200
+    assert status_of(lb, "GET", "/add?n=1&hostnames=mine", headers) == 200
     assert lb.members() == [*before, "mine"]
-    assert ask(lb, "GET", "/rm?n=1&hostnames=mine", headers) == 200
+    assert status_of(lb, "GET", "/rm?n=1&hostnames=mine", headers) == 200
     assert lb.members() == before
 
 
 @pytest.mark.parametrize("path", ["/rep", "/lb/health", "/lb/replicas"])
-def test_reading_stays_as_it_is(lb: LoadBalancer, path: str) -> None:
-    assert ask(lb, "GET", path, {**BROWSER, **EVIL, "Sec-Fetch-Site": "cross-site"}) == 200
+def test_pages_of_other_sites_may_send_requests_that_only_read(lb: LoadBalancer, path: str) -> None:
+    assert status_of(lb, "GET", path, {**BROWSER, **EVIL, "Sec-Fetch-Site": "cross-site"}) == 200

@@ -1,4 +1,4 @@
-"""A browser is refused changes that a page from elsewhere asks for (W3C Fetch Metadata; RFC 6454)."""
+"""Changes that a web page of another site requests are refused (W3C Fetch Metadata; RFC 6454)."""
 
 import pytest
 from hypothesis import given
@@ -48,7 +48,7 @@ def passes(method: str, path: str, *headers: tuple[str, str]) -> bool:
         [BROWSER, ("Origin", "https://lb.example:5000")],
     ],
 )
-def test_programs_users_and_our_own_pages_pass(
+def test_programs_users_and_pages_of_this_site_may_change(
     method: str, path: str, headers: list[tuple[str, str]]
 ) -> None:
     assert passes(method, path, HOST, *headers)
@@ -80,7 +80,7 @@ def test_programs_users_and_our_own_pages_pass(
         [CURL, ("Origin", "http://evil.example")],
     ],
 )
-def test_pages_from_elsewhere_are_refused(method: str, path: str, headers: list[tuple[str, str]]) -> None:
+def test_pages_of_other_sites_are_refused(method: str, path: str, headers: list[tuple[str, str]]) -> None:
     assert not passes(method, path, HOST, *headers)
 
 
@@ -98,25 +98,25 @@ def test_pages_from_elsewhere_are_refused(method: str, path: str, headers: list[
         ("http://lb.example", "", False),
     ],
 )
-def test_the_scheme_may_differ_but_neither_host_nor_port(origin: str, host: str, own: bool) -> None:
+def test_host_and_port_must_match_but_the_scheme_may_differ(origin: str, host: str, own: bool) -> None:
     assert passes("POST", "/add", ("Host", host), ("Origin", origin)) is own
 
 
-def test_a_get_of_a_browser_that_tells_nothing_is_refused() -> None:
-    """An image on a page elsewhere, over plain HTTP: neither header is sent with it."""
+def test_a_get_of_a_browser_without_either_header_is_refused() -> None:
+    """Browsers send neither header for an image over plain HTTP, whatever the site of the page is."""
     assert not passes("GET", "/add", HOST, BROWSER)
     assert not passes("HEAD", "/rm", HOST, BROWSER)
-    assert passes("POST", "/add", HOST, BROWSER), "browsers send Origin with every POST, so this is none"
+    assert passes("POST", "/add", HOST, BROWSER), "a browser sends Origin with every POST: this is a program"
 
 
 @pytest.mark.parametrize(
     "path", ["/rep", "/lb/replicas", "/lb/health", "/lb/events", "/lb/", "/lb/openapi.json"]
 )
-def test_reading_is_left_to_the_browser(path: str) -> None:
+def test_pages_of_other_sites_may_send_requests_that_only_read(path: str) -> None:
     assert passes("GET", path, HOST, BROWSER, site("cross-site"), ("Origin", "http://evil.example"))
     assert passes("OPTIONS", "/add", HOST, BROWSER, site("cross-site"), ("Origin", "http://evil.example"))
 
 
 @given(st.text(max_size=10), st.sampled_from(["/add", "/rm", "/rep", "/lb/deploy"]))
-def test_what_is_not_known_to_read_is_a_change(method: str, path: str) -> None:
+def test_every_method_except_the_reading_ones_is_a_change(method: str, path: str) -> None:
     assert is_change(method, path) or method in ("GET", "HEAD", "OPTIONS")
