@@ -86,7 +86,7 @@ def _rings(size: int) -> list[dict[str, Any]]:
         if name == "default":
             hashing = make_policy("consistent-hash", upstreams, ring=ring, load_factor=1.25, rng=Random(1))
             for upstream in upstreams:
-                upstream.count(2)
+                upstream.add_in_flight(2)
             rows.append({"name": "consistent-hash, bounded", "size": size, "pick": _each(keys, hashing.pick)})
     return rows
 

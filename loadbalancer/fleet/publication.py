@@ -11,18 +11,18 @@ class Publication:
 
     Args:
         snapshot: The first.
-        hopeful: Whether there will be a replica in rotation by and by.
+        expects_upstream: Whether an upstream is expected to enter the rotation soon.
     """
 
-    def __init__(self, snapshot: Snapshot, hopeful: Callable[[], bool]) -> None:
+    def __init__(self, snapshot: Snapshot, expects_upstream: Callable[[], bool]) -> None:
         self.snapshot = snapshot
-        self._hopeful = hopeful
+        self._expects_upstream = expects_upstream
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
-    def hopeful(self) -> bool:
-        """Whether there will be a replica in rotation by and by."""
-        return self._hopeful()
+    def expects_upstream(self) -> bool:
+        """Whether an upstream is expected to enter the rotation soon, so that a request may wait for it."""
+        return self._expects_upstream()
 
     def publish(self, snapshot: Snapshot) -> None:
         """Let requests go by another from now on: one assignment."""

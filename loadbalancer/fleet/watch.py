@@ -65,8 +65,8 @@ class Watch:
         self._timing = timing
         self._refused = asyncio.Event()
         self._failing = asyncio.Event()
-        self._upstream.on_refused = self._refused.set
-        self._upstream.on_failed = self._failed
+        self._upstream.on_refusal = self._refused.set
+        self._upstream.on_failure = self._failed
 
     async def until_dead(self) -> str:
         """Return when it has missed too many heartbeats, with the reason."""
@@ -98,9 +98,9 @@ class Watch:
         answering them is busy, not dead, and taking it out would only drown the others.
         """
         upstream = self._upstream
-        answered = upstream.answered
+        answered = upstream.successes
         miss = await self._probe.probe(self._instance.host, self._instance.port)
-        if miss is None or (miss.timed_out and upstream.in_flight and upstream.answered > answered):
+        if miss is None or (miss.timed_out and upstream.in_flight and upstream.successes > answered):
             return None
         return miss.reason
 
@@ -117,14 +117,15 @@ class Watch:
             await self._failing.wait()
             if loop.time() - readmitted >= FORGIVEN_AFTER * self._timing.eject:
                 seconds = self._timing.eject
-            reason = f"ejected for {seconds:g} s after {self._upstream.failures} failed requests in a row"
+            count = self._upstream.consecutive_failures
+            reason = f"ejected for {seconds:g} s after {count} failed requests in a row"
             if await self._ward.eject(self._replica, reason):
                 await asyncio.sleep(seconds)
                 seconds = min(2 * seconds, self._timing.eject_max)
                 readmitted = loop.time()
                 await self._ward.readmit(self._replica)
                 await self._ease_in()
-            self._upstream.failures = 0
+            self._upstream.consecutive_failures = 0
             self._failing.clear()
 
     async def _ease_in(self) -> None:

@@ -158,7 +158,7 @@ class Router:
             self._waiting -= 1
 
     async def _next_snapshot(self) -> None:
-        if not self._source.hopeful:
+        if not self._source.expects_upstream:
             raise NoReplicaError("no replica is in rotation, and none is to come")
         # Where the request has failed on all that are in rotation, they may be as well as ever, or about
         # to be found dead, which does not take long.
@@ -170,6 +170,6 @@ class Router:
 def _note(upstream: Upstream, error: UpstreamError) -> None:
     """Tell the upstream of a failure, unless a client could cause it by asking for one page."""
     if isinstance(error, UpstreamRefusedError):
-        upstream.refused()
+        upstream.record_refusal()
     elif not isinstance(error, UpstreamGarbledError):
-        upstream.failed()
+        upstream.record_failure()

@@ -1,1 +1,1 @@
-"""Which replica gets a request: pure functions and small values; no I/O, no clock, no asyncio."""
+"""Routing chooses the replica of a request. Pure: no I/O, no clock, no asyncio."""

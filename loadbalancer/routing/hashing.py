@@ -1,8 +1,8 @@
-"""The hash families of the ring: where a key falls (H) and where a virtual server belongs (Φ).
+"""The hash functions of the rings: H gives the position of a key, Φ gives the position of a virtual server.
 
-The classic families are the coursework's polynomials, kept so that its experiments can be repeated.
-They want numbers, so a key that is no integer is turned into one first. Every function here gives
-the same result on every machine and in every process, which Python's own `hash` does not.
+The classic functions are the polynomials of a well-known coursework, so that its experiments can be repeated.
+They need integers, so a key that is not an integer is hashed to one first. Unlike Python's own `hash`, every
+function here gives the same result on every machine and in every process.
 """
 
 import struct
@@ -11,10 +11,10 @@ from hashlib import sha256
 from xxhash import xxh3_64_intdigest
 
 MAX_DIGITS = 20
-"""Longest key that is read as an integer; longer ones are hashed, so that a hostile key costs nothing."""
+"""Maximum length of a key that is read as an integer. Longer keys are hashed, which bounds the cost."""
 
 PAIR_SEED = 2
-"""Seed of `hash_pair`, which sets it apart from `hash_text`; `ring` says what was measured with it."""
+"""Seed of `hash_pair`. It differs from that of `hash_text`. The figures in `ring` hold for it."""
 
 _pack_pair = struct.Struct("<II").pack
 
@@ -23,20 +23,20 @@ def hash_text(key: str) -> int:
     """H of `default`: 64-bit hash (XXH3, seed 0) of the key's UTF-8 bytes."""
     try:
         return xxh3_64_intdigest(key.encode())
-    except UnicodeEncodeError:  # rare, and naming the error handler each time would cost more
+    except UnicodeEncodeError:  # rare, and passing the error handler in every call costs more
         return xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))
 
 
 def hash_pair(i: int, j: int) -> int:
-    """Orders the members of `default`: 64-bit hash (XXH3, seed 2) of i and j, 32 bits each, little-endian."""
+    """Hash i and j, 32 bits each, little-endian (64-bit XXH3, seed 2), to order the members of `default`."""
     return xxh3_64_intdigest(_pack_pair(i, j), PAIR_SEED)
 
 
 def key_number(key: str) -> int:
-    """The integer that the classic families make of a key.
+    """Convert a key to an integer for the classic functions.
 
     Args:
-        key: At most `MAX_DIGITS` ASCII digits are the number that they write; anything else is hashed.
+        key: Up to `MAX_DIGITS` ASCII digits are read as an integer. Any other key is hashed.
     """
     if len(key) <= MAX_DIGITS and key.isascii() and key.isdigit():
         return int(key)
@@ -76,6 +76,6 @@ def sha256_point(i: int, j: int) -> int:
 
 
 def _sha256(number: int) -> int:
-    """The digest, as a big-endian integer, of the fewest big-endian bytes that hold the number."""
+    """Hash a number, written as big-endian bytes without leading zeros, to a big-endian integer."""
     size = (number.bit_length() + 7) // 8
     return int.from_bytes(sha256(number.to_bytes(size, "big")).digest(), "big")

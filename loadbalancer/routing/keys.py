@@ -1,9 +1,8 @@
-"""What a request is hashed on.
+"""The key of a request: the text that consistent hashing hashes, by the option `--hash-on`.
 
-Both lanes of the proxy take the key by the same rule, from the plain parts of a request. A request
-that lacks what the rule wants (no such cookie, say, or an empty one) is hashed on its request id, and
-so goes anywhere: one fixed key for all of them would send them all to one replica. Nothing here
-raises on odd bytes: a key is only hashed, never shown.
+Both lanes use the same rule. A request without the part that the rule names (for example without the cookie)
+has its request id as key. So these requests are spread over all replicas; one fixed key would send all of
+them to one replica. Any bytes make a key, because a key is hashed and never shown.
 """
 
 from collections.abc import Sequence
@@ -12,18 +11,18 @@ from typing import Literal, get_args
 from urllib.parse import unquote_to_bytes
 
 Headers = Sequence[tuple[bytes, bytes]]
-"""The headers of a request, names in lower case."""
+"""The headers of a request, with names in lower case."""
 
 _Source = Literal["request-id", "client-ip", "path", "header", "cookie", "query"]
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRule:
-    """Takes the key of a request: made by `KeyRule.parse`.
+    """Extracts the key of a request. `KeyRule.parse` makes a rule.
 
     Args:
-        source: Which part of a request the key is.
-        name: Name of the header (in lower case), cookie or query parameter; else empty.
+        source: The part of a request that is the key.
+        name: The name of the header (in lower case), cookie or query parameter; empty for other sources.
     """
 
     source: _Source
@@ -37,7 +36,7 @@ class KeyRule:
             text: `request-id`, `client-ip`, `path`, `header:NAME`, `cookie:NAME` or `query:NAME`.
 
         Raises:
-            ValueError: It is none of them.
+            ValueError: The text has none of these forms.
         """
         word, colon, name = text.partition(":")
         named = word in ("header", "cookie", "query")
@@ -49,14 +48,14 @@ class KeyRule:
         )
 
     def key(self, headers: Headers, raw_path: bytes, query: bytes, client: str, request_id: str) -> str:
-        """The key of a request.
+        """Extract the key of a request. The first value that matches and is not empty counts.
 
         Args:
-            headers: Its headers, names in lower case; of several that match, the first that is not empty.
-            raw_path: Its path as sent, without the query.
-            query: Its query as sent, without the question mark.
-            client: Address of the client.
-            request_id: Its id: what `X-Request-Id` says, or a random one.
+            headers: The headers, with names in lower case.
+            raw_path: The path as sent, without the query.
+            query: The query as sent, without the question mark.
+            client: The address of the client.
+            request_id: The value of `X-Request-Id`, or a random id.
         """
         match self.source:
             case "request-id":
@@ -82,7 +81,7 @@ def _header(headers: Headers, wanted: bytes) -> bytes:
 
 
 def _cookie(headers: Headers, wanted: bytes) -> bytes:
-    """The value of a cookie, as sent (RFC 6265, section 5.4); HTTP/2 may send several Cookie headers."""
+    """Find the value of a cookie (RFC 6265, section 5.4). HTTP/2 may send several Cookie headers."""
     for name, value in headers:
         if name == b"cookie" and wanted in value:
             for pair in value.split(b";"):
@@ -93,7 +92,7 @@ def _cookie(headers: Headers, wanted: bytes) -> bytes:
 
 
 def _parameter(query: bytes, wanted: bytes) -> bytes:
-    """The value of a query parameter, decoded, so that the same value spelled otherwise is the same key."""
+    """Find the value of a query parameter. It is decoded, so that all encodings of a value are one key."""
     for pair in query.split(b"&"):
         name, _, content = pair.partition(b"=")
         if content and (name == wanted or _decode(name) == wanted):

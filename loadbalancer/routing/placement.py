@@ -1,24 +1,25 @@
-"""Which virtual server holds which slot of a ring: by probing, or in strata.
+"""The placement of virtual servers on the slots of a ring, by probing or in strata.
 
-**By probing**, as the coursework has it: every virtual server takes the slot that Φ gives, or the next
-free one that probing finds. This is for the classic rings, which are small.
+**By probing**, for the classic rings, as in the coursework. Every virtual server takes the slot that Φ gives,
+or the next free slot that probing finds.
 
-**In strata**, for the `default` ring. Its slots are 6,000 strata of 251, and every member has one virtual
-server in each.
+**In strata**, for the `default` ring. The ring has 6,000 strata of 251 slots. Every member has one virtual
+server in each stratum, with one home slot.
 
-- Members 1 … 251 never want the same slot. In each stratum they stand in an order of its own. 24 orders
-  are drawn by hashing; each makes 250 strata, in which it is read with steps of 1, 2 … 250 places,
-  modulo 251. As 251 is prime, any two members meet at every distance exactly once in these 250 strata,
-  so that the shares are more even than those of as many random slots. Who wants which slot is one
-  table, made once; a ring of such members is that table with the absent ones masked out.
-- Members 252 and above want a random slot of each stratum, and contend for it. Of two members that want one
-  slot, the one with the higher number holds it if it is lucky there, otherwise the other holds it. Member
-  n is lucky in 251 / n of its slots, so that each of the members 1 … n then expects 1 / n of the ring.
-  So all that could ever want a slot stand in one order there: the lucky ones from the highest number down,
-  then the one up to 251, then the unlucky ones from the lowest number up. The first that is a member holds
-  the slot, so that a change moves no key between members that stay.
+- The members 1 … 251 never share a home slot. Each stratum arranges them in another order. Hashing gives 24
+  base orders. Each base order gives 250 strata: the stratum for step s takes every s-th member of the base
+  order, modulo 251. Because 251 is prime, two members have each distance exactly once in these 250 strata. So
+  the shares of the members are more even than with random slots. All home slots are in one table, which is
+  made once. A ring of such members is this table, with the members that are absent masked out.
+- A member n ≥ 252 has a random home slot in each stratum, and shares it with other members. It is lucky in
+  the fraction 251 / n of the strata. Of two members with the same home slot, the one with the higher number
+  holds the slot if it is lucky there; otherwise the other one holds it. So each of the members 1 … n expects
+  1 / n of the ring. For each slot, this gives a fixed order of all members that have it as home slot: the
+  lucky ones by descending number, then the member up to 251, then the unlucky ones by ascending number. The
+  first one in this order that is on the ring holds the slot. So a change moves no key between members that
+  stay.
 
-Everything here is a pure function of the members' numbers.
+All functions are pure: the placement depends on the members' numbers only.
 """
 
 import functools
@@ -31,39 +32,41 @@ from operator import add
 from loadbalancer.routing.hashing import hash_pair
 
 WIDTH = 251
-"""Slots of a stratum, and members that never contend: a prime, below 256 so that each fits into a byte."""
+"""Slots of a stratum, and number of members that never share a home slot: a prime that fits into a byte."""
 
 ORDERS = 24
-"""Orders of the members that never contend; each makes `WIDTH` - 1 strata."""
+"""Base orders of the members up to `WIDTH`; each gives `WIDTH` - 1 strata."""
 
 STRATA = ORDERS * (WIDTH - 1)
+"""Strata of the ring."""
 
 HELD = 1
-"""Mark of a slot where a virtual server is."""
+"""The mark of a slot that a virtual server holds; the mark of a free slot is 0."""
 
 _INVERSES = [pow(step, -1, WIDTH) for step in range(1, WIDTH)]
+"""The inverse of each step modulo `WIDTH`."""
 
 _NOWHERE = 0xFF
-"""No place in a stratum."""
+"""A place that no stratum has."""
 
 Probing = Callable[[int, int], Iterator[int]]
-"""Slots in the order in which a virtual server tries them: (its own slot, number of slots) → slots."""
+"""The slots that a virtual server tries, in this order: (home slot, number of slots) → slots."""
 
 Placement = tuple[bytearray, "bytearray | array[int]"]
-"""For each slot `HELD` or 0, and for each slot the number of the member that holds it or 0."""
+"""For each slot its mark, and for each slot the number of the member that holds it, or 0."""
 
 
 def linear(home: int, slots: int) -> Iterator[int]:
-    """Linear probing: the own slot, then +1, +2, +3 … from it: every slot once."""
+    """Probe linearly: the home slot, then +1, +2, +3 … from it. Every slot comes once."""
     yield from range(home, slots)
     yield from range(home)
 
 
 def quadratic(home: int, slots: int) -> Iterator[int]:
-    """Quadratic probing: the own slot, then +1, +4, +9 … from it; if none of them is free, linear.
+    """Probe quadratically: the home slot, then +1, +4, +9 … from it, and then linearly.
 
-    Squares modulo `slots` repeat after half a cycle and do not reach every slot: not one in five of
-    512. The linear end makes sure that a free slot is found whenever there is one.
+    Squares modulo `slots` repeat after half a cycle and reach only some slots: fewer than one in five
+    of 512. The linear part finds a free slot whenever there is one.
     """
     for step in range(slots // 2 + 1):
         yield (home + step * step) % slots
@@ -77,14 +80,14 @@ def place_by_probing(
     point: Callable[[int, int], int],
     probing: Probing,
 ) -> Placement:
-    """Place the virtual servers of one member after the other, each on the first free slot.
+    """Place the virtual servers of each member in turn, each on the first free slot.
 
     Args:
-        members: Ring numbers, ascending; there are slots enough for all.
-        slots: M.
-        virtual_servers: K, of each member.
-        point: Φ of a member's number and j = 1 … K.
-        probing: The order in which slots are tried.
+        members: The members' ring numbers, ascending. The ring has enough slots for all.
+        slots: M, the number of slots.
+        virtual_servers: K, the number of virtual servers of each member.
+        point: Φ, a function of a member's number and j = 1 … K.
+        probing: The order of the slots that a virtual server tries.
     """
     owners = array("H", bytes(2 * slots))
     held = bytearray(slots)
@@ -97,16 +100,16 @@ def place_by_probing(
 
 
 def place_in_strata(members: Sequence[int], former: Sequence[int], placement: Placement) -> Placement:
-    """Place the virtual servers of all members, by changing a placement of others if that costs less.
+    """Place the virtual servers of all members, by a change of an earlier placement if that costs less.
 
     Args:
-        members: Ring numbers, ascending.
-        former: The members of the placement to begin with.
-        placement: That placement; it is left as it is.
+        members: The members' ring numbers, ascending.
+        former: The members of the earlier placement.
+        placement: The earlier placement, which stays unchanged.
     """
     lowest = [number for number in members if number <= WIDTH]
     if len(lowest) == len(members):
-        return _alone(members)
+        return _without_sharing(members)
     staying = set(members).intersection(former)
     joining = [number for number in members if number not in staying]
     leaving = [number for number in former if number not in staying]
@@ -116,7 +119,7 @@ def place_in_strata(members: Sequence[int], former: Sequence[int], placement: Pl
         for number in leaving:
             ring.remove(number)
     else:
-        held, owners = _alone(lowest)
+        held, owners = _without_sharing(lowest)
         ring = _Contest(held, _widened(owners), set(lowest))
         joining = list(members[len(lowest) :])
     for number in joining:
@@ -125,13 +128,13 @@ def place_in_strata(members: Sequence[int], former: Sequence[int], placement: Pl
 
 
 def slots_of(number: int) -> list[int]:
-    """The slots that a member's virtual servers want, ascending: Φ of the `default` ring for j = 1 … K."""
+    """Compute a member's home slots, ascending: Φ of the `default` ring for j = 1 … K."""
     return list(map(add, range(0, STRATA * WIDTH, WIDTH), _places(number)))
 
 
 @functools.lru_cache(maxsize=1024)
 def _places(number: int) -> bytes:
-    """The place in each stratum, from 0, that a member wants."""
+    """Compute the place of a member's home slot in each stratum, from 0."""
     if number > WIDTH:
         return bytes([draw % WIDTH for draw in _draws(number, 0)])
     starts = [order.index(number) for order in _orders()]
@@ -140,14 +143,14 @@ def _places(number: int) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def _luck(number: int) -> bytes:
-    """Whether a member above `WIDTH` is lucky in each stratum."""
+    """Compute for each stratum whether a member above `WIDTH` is lucky there."""
     limit = (WIDTH << 16) // number
     return bytes([draw < limit for draw in _draws(number, 1)])
 
 
-def _draws(number: int, which: int) -> "array[int]":
-    """Numbers below 2¹⁶, one for each stratum, drawn for a member (SHAKE-128, FIPS 202)."""
-    draws = array("H", shake_128(b"%d %d" % (number, which)).digest(2 * STRATA))
+def _draws(number: int, series: int) -> "array[int]":
+    """Draw a pseudo-random number below 2¹⁶ for each stratum, for a member (SHAKE-128, FIPS 202)."""
+    draws = array("H", shake_128(b"%d %d" % (number, series)).digest(2 * STRATA))
     if sys.byteorder == "big":
         draws.byteswap()
     return draws
@@ -155,14 +158,14 @@ def _draws(number: int, which: int) -> "array[int]":
 
 @functools.lru_cache(maxsize=1)
 def _orders() -> tuple[bytes, ...]:
-    """The orders of the members 1 … `WIDTH`."""
+    """Compute the base orders of the members 1 … `WIDTH`."""
     hashes = ([hash_pair(number, order) for number in range(WIDTH + 1)] for order in range(ORDERS))
     return tuple(bytes(sorted(range(1, WIDTH + 1), key=each.__getitem__)) for each in hashes)
 
 
 @functools.lru_cache(maxsize=1)
 def _table() -> bytearray:
-    """For each slot, which of the members 1 … `WIDTH` wants it."""
+    """Compute for each slot which of the members 1 … `WIDTH` has it as home slot."""
     rows = []
     for order in _orders():
         repeated = order * WIDTH
@@ -170,8 +173,8 @@ def _table() -> bytearray:
     return bytearray().join(rows)
 
 
-def _alone(members: Iterable[int]) -> Placement:
-    """The placement of members up to `WIDTH`: nobody contends for a slot."""
+def _without_sharing(members: Iterable[int]) -> Placement:
+    """Place members up to `WIDTH`, which share no home slot."""
     marks, names = bytearray(256), bytearray(256)
     for number in members:
         marks[number], names[number] = HELD, number
@@ -179,19 +182,19 @@ def _alone(members: Iterable[int]) -> Placement:
 
 
 def _widened(owners: "bytearray | array[int]") -> "array[int]":
-    """Owners of one byte each as 16-bit numbers."""
+    """Widen the numbers of owners from 8 to 16 bits."""
     wide = bytearray(2 * len(owners))
     wide[0 if sys.byteorder == "little" else 1 :: 2] = owners
     return array("H", bytes(wide))
 
 
 class _Contest:
-    """A ring with members above `WIDTH`, while it is being changed.
+    """A placement with members above `WIDTH`, during a change. It modifies its arguments in place.
 
     Args:
-        held: For each slot `HELD` or 0; changed.
-        owners: For each slot the member that holds it, or 0; changed.
-        members: Their numbers; changed.
+        held: The mark of each slot.
+        owners: For each slot the number of the member that holds it, or 0.
+        members: The members' numbers.
     """
 
     def __init__(self, held: bytearray, owners: "array[int]", members: set[int]) -> None:
@@ -200,7 +203,7 @@ class _Contest:
         self.members = members
 
     def add(self, number: int) -> None:
-        """Give a member those of its slots that are free or where it comes before the holder."""
+        """Add a member. It takes each home slot that is free, or where it precedes the holder."""
         held, owners = self.held, self.owners
         luck = _luck(number) if number > WIDTH else b""
         for stratum, slot in enumerate(slots_of(number)):
@@ -211,7 +214,7 @@ class _Contest:
         self.members.add(number)
 
     def remove(self, number: int) -> None:
-        """Take a member off; each slot that it held goes to whoever comes first among those that want it."""
+        """Remove a member. Each slot that it held goes to the first of the members with that home slot."""
         held, owners, members = self.held, self.owners, self.members
         members.discard(number)
         slots, table = slots_of(number), _table()
@@ -222,11 +225,12 @@ class _Contest:
                 held[slot] = HELD if owners[slot] else 0
             else:
                 vacant[stratum] = _NOWHERE
-        wanted = int.from_bytes(vacant, "big")
-        # In ascending order, as the higher number decides.
+        vacant_places = int.from_bytes(vacant, "big")
+        # The luck of the higher number decides, so the members come in ascending order.
         for other in sorted(member for member in members if member > WIDTH):
             luck = _luck(other)
-            differing = (wanted ^ int.from_bytes(_places(other), "big")).to_bytes(STRATA, "big")
+            # A zero byte marks a stratum in which this member has the vacant slot as home slot.
+            differing = (vacant_places ^ int.from_bytes(_places(other), "big")).to_bytes(STRATA, "big")
             stratum = differing.find(0)
             while stratum >= 0:
                 slot = slots[stratum]

@@ -1,9 +1,8 @@
-"""Policies: each one small class that picks an upstream for a request.
+"""Policies: each one is a small class that picks the upstream of a request.
 
-A policy is built over the upstreams of one snapshot and lives as long as that. It reads their counts
-of requests in flight and changes nothing but what it remembers itself. All of them answer None
-when no upstream is left, and none waits or locks: one thread calls them. A pick costs the same however
-many upstreams there are, so none of them looks at all upstreams for one request.
+A policy is made for the upstreams of one snapshot and lives as long as the snapshot. It reads the requests in
+flight of the upstreams, and changes its own state only. One thread calls it, so it needs no lock. A pick
+costs the same for any number of upstreams, because no policy looks at all upstreams for one request.
 """
 
 import random
@@ -16,53 +15,53 @@ from loadbalancer.routing.ring import Ring
 from loadbalancer.routing.upstream import Load, Upstream
 
 DRAWS = 16
-"""How often one that has not been tried is drawn for before all are looked at."""
+"""Maximum number of random draws for an untried upstream, before all upstreams are filtered."""
 
 
 class Policy(Protocol):
-    """Chooses among the upstreams that it was built over."""
+    """Picks one of the upstreams that it was made for."""
 
     def pick(self, key: str, tried: Collection[Upstream] = ()) -> Upstream | None:
-        """Choose the upstream of a request, or None when none is left.
+        """Pick the upstream of a request, or None if no upstream is left.
 
         Args:
-            key: What the request is hashed on; policies that do not hash ignore it.
-            tried: Upstreams not to choose, because this request has failed on them.
+            key: The key of the request. Policies that do not hash ignore it.
+            tried: Upstreams on which this request has failed. The policy does not pick them.
         """
 
 
 class ConsistentHash:
     """Consistent hashing with bounded loads.
 
-    A request goes to the owner of its key, or, if that one is full, to the next on the ring that is not.
-    Full means to hold ⌈c (m + 1) / n⌉ requests of the m in flight on n upstreams. (Mirrokni, Thorup,
-    Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016.) After a failure the bound is taken
-    over the upstreams not yet tried, so that there is always one with room.
+    The owner of the key gets the request. If the owner is full, the next upstream on the ring that is not
+    full gets it. An upstream is full when ⌈c (m + 1) / n⌉ of the m requests in flight on all n upstreams are
+    on it (Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016). After a failure,
+    only the untried upstreams count for m and n, so one of them is not full.
 
     Args:
-        upstreams: Those in rotation.
+        upstreams: The upstreams in rotation.
         ring: The ring whose members are the upstreams' numbers.
-        load_factor: c, at least 1; 0 turns the bound off.
+        load_factor: c, at least 1; 0: unlimited.
 
     Raises:
-        ValueError: The load factor is neither.
+        ValueError: The load factor is negative, or between 0 and 1.
     """
 
-    def __init__(self, upstreams: Sequence[Upstream], ring: Ring, load_factor: float = 0.0) -> None:
+    def __init__(self, upstreams: Sequence[Upstream], ring: Ring, load_factor: float) -> None:
         if load_factor and load_factor < 1:
             raise ValueError(f"the load factor must be 0 or at least 1, not {load_factor}")
         self._by_number = {upstream.number: upstream for upstream in upstreams}
         self._ring = ring
         self._load = Load(upstreams)
-        # An exact fraction of the factor as it was written: 1.1 × 10 must not round up to 12.
+        # The load factor as an exact fraction, because 1.1 × 10 as floating-point numbers rounds up to 12.
         factor, divisor = Fraction(str(load_factor)).as_integer_ratio()
-        # Then load < ⌈factor × total / (divisor × n)⌉ is load × divisor × n < factor × total. Without a
-        # bound, load × 0 < total.
+        # load < ⌈factor × total / (divisor × n)⌉ is the same as load × divisor × n < factor × total.
+        # Without a bound, the condition is load × 0 < total, which is always true.
         self._factor, self._divisor = (factor, divisor) if load_factor else (1, 0)
         self._spread = self._divisor * len(upstreams)
 
     def pick(self, key: str, tried: Collection[Upstream] = ()) -> Upstream | None:
-        """Choose the first upstream with room, clockwise from the key."""
+        """Pick the first upstream that is not full, clockwise from the key."""
         if tried or not self._by_number:
             return self._pick_untried(key, tried)
         owner = self._by_number[self._ring.owner(key)]
@@ -71,21 +70,21 @@ class ConsistentHash:
         return self._pick_untried(key, ())
 
     def _pick_untried(self, key: str, tried: Collection[Upstream]) -> Upstream | None:
-        away = {upstream for upstream in tried if self._by_number.get(upstream.number) is upstream}
-        spread = self._divisor * (len(self._by_number) - len(away))
-        total = self._load.in_flight + 1 - sum([upstream.in_flight for upstream in away])
+        excluded = {upstream for upstream in tried if self._by_number.get(upstream.number) is upstream}
+        spread = self._divisor * (len(self._by_number) - len(excluded))
+        total = self._load.in_flight + 1 - sum([upstream.in_flight for upstream in excluded])
         for number in self._ring.walk(key):
             upstream = self._by_number[number]
-            if upstream not in away and upstream.in_flight * spread < self._factor * total:
+            if upstream not in excluded and upstream.in_flight * spread < self._factor * total:
                 return upstream
         return None
 
 
 class RoundRobin:
-    """One after the other, in the order of the upstreams.
+    """Each upstream in turn.
 
     Args:
-        upstreams: Those in rotation.
+        upstreams: The upstreams in rotation.
     """
 
     def __init__(self, upstreams: Sequence[Upstream]) -> None:
@@ -93,7 +92,7 @@ class RoundRobin:
         self._next = 0
 
     def pick(self, key: str, tried: Collection[Upstream] = ()) -> Upstream | None:
-        """Choose the next one that has not been tried."""
+        """Pick the next untried upstream."""
         for _ in self._upstreams:
             upstream = self._upstreams[self._next]
             self._next = (self._next + 1) % len(self._upstreams)
@@ -103,19 +102,20 @@ class RoundRobin:
 
 
 _Debt = tuple[int, int, Upstream]
-"""What an upstream has paid in all, its place in the order, and the upstream."""
+"""The sum that an upstream has paid, its place in the order of the upstreams, and the upstream."""
 
 
 class SmoothWeightedRoundRobin:
-    """Each in proportion to its weight, spread out and not in runs: weights 5, 1, 1 give a a b a c a a.
+    """Each upstream in proportion to its weight, evenly spread: weights 5, 1, 1 give a a b a c a a.
 
-    nginx's algorithm: every upstream's credit grows by its weight, the one with the most credit is
-    chosen and pays the sum of all weights; among equals, the first. The credits of upstreams of the same
-    weight grow alike, so that the one with the least debt has the most credit among them: a heap for each
-    weight finds it. A pick costs as much as there are different weights.
+    This is nginx's algorithm ("smooth weighted round robin", 2012). In each pick, every upstream earns its
+    weight as credit. The upstream with the most credit is picked, and pays the sum of all weights; of several
+    with the most credit, the first one. Upstreams of the same weight earn the same, so the one that has paid
+    least has the most credit of them. A heap for each weight finds it, so the cost of a pick grows with the
+    number of different weights only.
 
     Args:
-        upstreams: Those in rotation.
+        upstreams: The upstreams in rotation.
     """
 
     def __init__(self, upstreams: Sequence[Upstream]) -> None:
@@ -127,10 +127,10 @@ class SmoothWeightedRoundRobin:
             heaps.setdefault(upstream.weight, []).append((0, place, upstream))
         self._heaps = tuple(heaps.items())
         self._unearned: dict[Upstream, int] = {}
-        """What those tried have not earned, until it is added to their debts."""
+        """Credit that tried upstreams have not earned; `_settle` adds it to the sums that they have paid."""
 
     def pick(self, key: str, tried: Collection[Upstream] = ()) -> Upstream | None:
-        """Choose the one with the most credit; those tried neither earn nor pay."""
+        """Pick the upstream with the most credit. Tried upstreams neither earn nor pay."""
         self._picks += 1
         total = self._total
         for upstream in self._weights.keys() & tried if tried else ():
@@ -153,7 +153,11 @@ class SmoothWeightedRoundRobin:
         return picked
 
     def _settle(self, tried: Collection[Upstream]) -> "list[tuple[list[_Debt], _Debt]]":
-        """Have one that may be picked first on each heap; return those tried that were in the way."""
+        """Bring an untried upstream to the top of each heap.
+
+        Returns:
+            The tried upstreams that were above it, and their heaps. The caller puts them back.
+        """
         passed_over = []
         for _, heap in self._heaps:
             while heap:
@@ -169,11 +173,11 @@ class SmoothWeightedRoundRobin:
 
 
 class Random:
-    """Any of them, with equal chances.
+    """A random upstream, with equal probability.
 
     Args:
-        upstreams: Those in rotation.
-        rng: Source of the choices.
+        upstreams: The upstreams in rotation.
+        rng: The source of random choices.
     """
 
     def __init__(self, upstreams: Sequence[Upstream], rng: random.Random) -> None:
@@ -181,19 +185,20 @@ class Random:
         self._rng = rng
 
     def pick(self, key: str, tried: Collection[Upstream] = ()) -> Upstream | None:
-        """Choose at random among those not tried."""
+        """Pick a random untried upstream."""
         return _draw(self._upstreams, tried, self._rng)
 
 
 class LeastConnections:
-    """The one with the fewest requests in flight; among equals, any with equal chances.
+    """The upstream with the fewest requests in flight; of several, a random one.
 
-    The upstreams lie on levels, by their requests in flight. One that has got more since is moved when it is
-    met on its old level; one that has got fewer is moved before the next pick, as its load tells.
+    Each upstream is on a level: a number of requests in flight. If its number grows, the upstream moves when
+    a pick finds it on its old level. If its number falls, it moves before the next pick, because `Load.eased`
+    lists it.
 
     Args:
-        upstreams: Those in rotation.
-        rng: Source of the choices among equals.
+        upstreams: The upstreams in rotation.
+        rng: The source of random choices.
     """
 
     def __init__(self, upstreams: Sequence[Upstream], rng: random.Random) -> None:
@@ -202,14 +207,14 @@ class LeastConnections:
         Load(upstreams).eased = self._eased
         self._levels: list[list[Upstream]] = []
         self._positions: dict[Upstream, tuple[int, int]] = {}
-        """The level of each, and the index there."""
+        """The level of each upstream, and its index on the level."""
         self._lowest = 0
-        """No level below this has anybody on it."""
+        """All levels below this one are empty."""
         for upstream in upstreams:
             self._put(upstream)
 
     def pick(self, key: str, tried: Collection[Upstream] = ()) -> Upstream | None:
-        """Choose the least busy of those not tried."""
+        """Pick the untried upstream with the fewest requests in flight."""
         while self._eased:
             upstream, _ = self._eased.popitem()
             self._take(upstream)
@@ -235,7 +240,7 @@ class LeastConnections:
         return picked
 
     def _put(self, upstream: Upstream) -> None:
-        """Lay an upstream on the level of its requests in flight."""
+        """Put an upstream on the level of its requests in flight."""
         number = upstream.in_flight
         while len(self._levels) <= number:
             self._levels.append([])
@@ -245,7 +250,7 @@ class LeastConnections:
         self._lowest = min(self._lowest, number)
 
     def _take(self, upstream: Upstream) -> None:
-        """Take an upstream off its level; the last one there gets its index."""
+        """Take an upstream off its level. The last upstream of the level gets its index."""
         number, index = self._positions.pop(upstream)
         last = self._levels[number].pop()
         if last is not upstream:
@@ -254,13 +259,15 @@ class LeastConnections:
 
 
 class PowerOfTwoChoices:
-    """The less busy of two chosen at random: nearly as even as asking all, and no herd forms.
+    """The one of two random upstreams with fewer requests in flight.
 
-    (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.)
+    The load is nearly as even as with the least busy of all upstreams, and a change of the loads does not
+    send all requests to one upstream (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing",
+    2001).
 
     Args:
-        upstreams: Those in rotation.
-        rng: Source of the choices.
+        upstreams: The upstreams in rotation.
+        rng: The source of random choices.
     """
 
     def __init__(self, upstreams: Sequence[Upstream], rng: random.Random) -> None:
@@ -268,7 +275,7 @@ class PowerOfTwoChoices:
         self._rng = rng
 
     def pick(self, key: str, tried: Collection[Upstream] = ()) -> Upstream | None:
-        """Choose between two different ones, not tried; among equals, the one drawn first."""
+        """Pick one of two different untried upstreams; with equal loads, the one that is drawn first."""
         upstreams, rng = self._upstreams, self._rng
         one: Upstream | None
         other: Upstream | None
@@ -278,7 +285,7 @@ class PowerOfTwoChoices:
         else:
             first = int(rng.random() * len(upstreams))
             second = int(rng.random() * (len(upstreams) - 1))
-            second += second >= first  # each of the others with equal chances
+            second += second >= first  # every upstream except the first has equal probability
             one, other = upstreams[first], upstreams[second]
         return one if one is None or other is None or one.in_flight <= other.in_flight else other
 
@@ -286,17 +293,17 @@ class PowerOfTwoChoices:
 def make_policy(
     name: str, upstreams: Sequence[Upstream], *, ring: Ring, load_factor: float, rng: random.Random
 ) -> Policy:
-    """Build the policy that an option names.
+    """Make a policy by its name.
 
     Args:
-        name: As in the option `--policy`.
-        upstreams: Those in rotation; there may be none.
-        ring: The ring whose members are the upstreams' numbers; for `consistent-hash`.
-        load_factor: Bound of a replica's load relative to the mean, 0 for none; for `consistent-hash`.
-        rng: Source of random choices.
+        name: A value of the option `--policy`.
+        upstreams: The upstreams in rotation; may be empty.
+        ring: The ring whose members are the upstreams' numbers, for `consistent-hash`.
+        load_factor: The maximum load relative to the mean load, for `consistent-hash`; 0: unlimited.
+        rng: The source of random choices.
 
     Raises:
-        ValueError: There is no such policy, or the load factor is impossible.
+        ValueError: There is no such policy, or the load factor is negative or between 0 and 1.
     """
     match name:
         case "consistent-hash":
@@ -315,9 +322,9 @@ def make_policy(
 
 
 def _draw(upstreams: Sequence[Upstream], tried: Collection[Upstream], rng: random.Random) -> Upstream | None:
-    """One that has not been tried, with equal chances; None if there is none.
+    """Draw a random untried upstream, or None if there is none.
 
-    Few have been tried as a rule, so that one of the first draws finds one that has not.
+    Usually few upstreams have been tried, so one of the first draws gives an untried one.
     """
     for _ in range(DRAWS if upstreams else 0):
         upstream = upstreams[int(rng.random() * len(upstreams))]

@@ -1,24 +1,22 @@
 """The ring of consistent hashing: M slots, K virtual servers for each member, one owner for each slot.
 
-A key belongs to the owner of the first occupied slot at or after its own, clockwise. A look-up is one
-hash and one index, where the slot is occupied or has been asked for before; otherwise the next occupied
-slot is searched for, and the slots up to it are painted with its owner. So nothing is painted when a
-member joins or leaves. A ring's answers never change: they are a pure function of its preset and the set
-of its members' numbers (Karger et al., "Consistent Hashing and Random Trees", 1997).
+A virtual server holds one slot. A key belongs to the owner of the first held slot at or after the key's slot,
+clockwise (Karger et al., "Consistent Hashing and Random Trees", 1997). A look-up costs one hash and one index
+if the slot is held or was looked up before. Otherwise it searches the next held slot, and writes its owner
+into the slots up to it for later look-ups. So a change of members writes held slots only. The answers of a
+ring never change: they depend on its preset and the set of its members' numbers only.
 
-What moves when a member joins or leaves:
+Keys that move when a member joins or leaves:
 
-- `default`: the keys of the one that joins or leaves, and no others. Its virtual servers do not probe;
-  `placement` says where they are.
-- The classic presets probe for a free slot, in the order of the members' numbers, as the coursework
-  has it. So the member with the highest number takes and leaves behind its own keys alone. When
-  another one leaves, a virtual server of a later member that it had displaced moves nearer to its own
-  slot, and may make room for a third in turn; the keys in front of the old place or the new one of
-  such a virtual server can then move between two members that stay. When it returns, all is undone.
+- `default`: the keys of this member, and no others. Its virtual servers do not probe (see `placement`).
+- The classic presets probe for a free slot in the order of the members' numbers, as in the coursework. If the
+  member with the highest number joins or leaves, its own keys move, and no others. If another member leaves,
+  virtual servers that it had displaced move towards their home slots, which may free slots for others. So
+  keys can move between two members that stay. If it returns, the ring is as before.
 
-The `default` preset, measured exactly over all its slots: peak-to-mean is at most 1.027 for members
-1 … N at every N from 2 to 100 (the worst is N = 36), and was at most 1.039 over 400 random sets of 2 to
-100 members out of 128 or 251. For members 1 … N it is 1.010 at N = 200, 1.032 at 500 and 1.068 at 1,000.
+The `default` preset, measured exactly over all slots: the peak-to-mean ratio is at most 1.027 for members
+1 … N at every N from 2 to 100 (the worst is N = 36), and at most 1.039 over 400 random sets of 2 to 100
+members out of 128 or 251. For members 1 … N it is 1.010 at N = 200, 1.032 at 500 and 1.068 at 1,000.
 """
 
 from array import array
@@ -46,7 +44,7 @@ MAX_NUMBER = (1 << 16) - 1
 
 
 class RingFullError(ValueError):
-    """There are no slots left for so many members."""
+    """The ring has too few slots for so many members."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,13 @@ class RingPreset:
     """The arithmetic of a ring.
 
     Args:
-        name: As in the option `--ring`.
-        slots: M.
-        virtual_servers: K, of each member.
-        capacity: How many members fit.
-        hash_key: H, still to be taken modulo M.
-        hash_point: Φ of a member's number and j = 1 … K: the own slot is Φ mod M, and when it is taken,
-            the next free one. None if virtual servers are placed in strata.
+        name: A value of the option `--ring`.
+        slots: M, the number of slots.
+        virtual_servers: K, the number of virtual servers of each member.
+        capacity: The maximum number of members.
+        hash_key: H. The slot of a key is H mod M.
+        hash_point: Φ, a function of a member's number and j = 1 … K. The home slot of a virtual server is
+            Φ mod M. None if the virtual servers are placed in strata.
     """
 
     name: str
@@ -73,7 +71,7 @@ class RingPreset:
     def place(
         self, members: Sequence[int], probing: Probing, former: Sequence[int], placement: Placement
     ) -> Placement:
-        """Place the virtual servers of `members`, given where those of `former` are."""
+        """Place the virtual servers of `members`, starting from the placement of the `former` members."""
         if self.hash_point is None:
             return place_in_strata(members, former, placement)
         return place_by_probing(members, self.slots, self.virtual_servers, self.hash_point, probing)
@@ -93,7 +91,7 @@ PRESETS: Mapping[str, RingPreset] = MappingProxyType(
 
 
 def capacity(preset_name: str) -> int:
-    """How many members a preset has slots for.
+    """Return the maximum number of members of a preset.
 
     Raises:
         ValueError: There is no such preset.
@@ -103,16 +101,16 @@ def capacity(preset_name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """A ring with its members: made by `Ring.build`."""
+    """A ring with its members. `Ring.build` makes one."""
 
     preset: RingPreset
     probing: Probing
     numbers: tuple[int, ...]
     """The members' numbers, ascending."""
     _held: bytearray = field(repr=False)
-    """For each slot, `HELD` if a virtual server is there, else 0."""
+    """For each slot, `HELD` if a virtual server holds it, else 0."""
     _owners: "bytearray | array[int]" = field(repr=False, compare=False)
-    """For each slot that is held, the number of the member that holds it; for others 0, or their owner."""
+    """For each held slot, the number of its member. For each other slot, its owner if known, else 0."""
 
     @classmethod
     def build(cls, preset_name: str, numbers: Iterable[int], probing: Probing = linear) -> "Ring":
@@ -120,11 +118,11 @@ class Ring:
 
         Args:
             preset_name: A key of `PRESETS`.
-            numbers: The members' ring numbers, from 1, in any order; there may be none.
-            probing: `linear` or `quadratic`; of no effect on the `default` preset.
+            numbers: The members' ring numbers, from 1, in any order; may be empty.
+            probing: `linear` or `quadratic`. The `default` preset does not use it.
 
         Raises:
-            RingFullError: There are no slots left for so many members.
+            RingFullError: The ring has too few slots for so many members.
             ValueError: There is no such preset, or a number is out of range.
         """
         preset = _preset(preset_name)
@@ -135,13 +133,13 @@ class Ring:
         return cls(preset, probing, (), bytearray(preset.slots), bytearray())
 
     def changed_to(self, numbers: Iterable[int]) -> "Ring":
-        """The ring of other members: the one that `build` makes, for less when most members stay.
+        """Return the ring of other members, as `build` makes it. This costs less if most members stay.
 
         Args:
-            numbers: The ring numbers of all its members, from 1, in any order.
+            numbers: The ring numbers of all members of the new ring, from 1, in any order.
 
         Raises:
-            RingFullError: There are no slots left for so many members.
+            RingFullError: The ring has too few slots for so many members.
             ValueError: A number is out of range.
         """
         preset, members = self.preset, tuple(sorted(set(numbers)))
@@ -169,7 +167,7 @@ class Ring:
         return self.preset.virtual_servers
 
     def owner(self, key: str) -> int:
-        """The number of the member that a key belongs to.
+        """Return the number of the member that owns a key.
 
         Raises:
             IndexError: The ring has no members.
@@ -179,7 +177,7 @@ class Ring:
         return self._owners[slot] or self._search(slot)
 
     def walk(self, key: str) -> Iterator[int]:
-        """The members' numbers in the order in which they are met clockwise, the key's owner first."""
+        """Yield the members' numbers clockwise from the key, its owner first, each once."""
         start = self.preset.hash_key(key) % self.slots
         seen: set[int] = set()
         for begin, end in ((start, self.slots), (0, start)):
@@ -192,7 +190,7 @@ class Ring:
                 slot = self._held.find(HELD, slot + 1, end)
 
     def slot_owner(self, slot: int) -> int:
-        """The number of the member that owns the keys which fall on a slot.
+        """Return the number of the member that owns the keys of a slot.
 
         Raises:
             IndexError: The ring has no members.
@@ -200,16 +198,17 @@ class Ring:
         return self._owners[slot] or self._search(slot)
 
     def _search(self, slot: int) -> int:
-        """The owner of a slot that is not known yet: that of the next one which is held."""
+        """Find the owner of a slot: the member of the next held slot."""
         owners, held = self._owners, self._held.find(HELD, slot)
-        if held < 0:  # around the end, to the first
+        if held < 0:  # After the last held slot, the first one follows.
             return owners[self._held.find(HELD)]
-        if isinstance(owners, bytearray):  # A change copies an array, and no paint may come along.
+        # An array is not written: `changed_to` copies it, and its slots that are not held must be 0.
+        if isinstance(owners, bytearray):
             owners[slot:held] = owners[held : held + 1] * (held - slot)
         return owners[held]
 
     def slot_share(self) -> dict[int, Fraction]:
-        """The exact share of all slots that each member owns, by number."""
+        """Compute the exact share of the slots that each member owns, by number."""
         count = dict.fromkeys(self.numbers, 0)
         held = list(compress(range(self.slots), self._held))
         if held:
@@ -220,7 +219,7 @@ class Ring:
 
     @property
     def peak_to_mean(self) -> float:
-        """The largest slot share over the mean one: 1 is perfect. 0 when there are no members."""
+        """The largest slot share divided by the mean slot share: 1 is ideal. 0 if there are no members."""
         return float(max(self.slot_share().values(), default=Fraction(0)) * len(self.numbers))
 
 

@@ -1,8 +1,8 @@
-"""The frozen picture of the fleet that the data path reads.
+"""A snapshot: the upstreams in rotation and the policy, frozen for the data path.
 
-The fleet publishes a new snapshot whenever a replica enters or leaves the rotation, in one
-assignment. A request takes the snapshot that is current, picks from it and never waits: no lock, no
-await. Requests that began under an older snapshot keep the upstream that they hold.
+The fleet publishes a new snapshot, in one assignment, whenever a replica enters or leaves the rotation. A
+request picks from the current snapshot without a lock and without waiting. A request that has picked from an
+older snapshot keeps its upstream.
 """
 
 import random
@@ -17,60 +17,60 @@ from loadbalancer.routing.upstream import Upstream
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The upstreams in rotation, in the order of their ring numbers, and the policy built over them."""
+    """The upstreams in rotation, in the order of their ring numbers, and the policy for them."""
 
     upstreams: tuple[Upstream, ...]
     policy: Policy
     rng: random.Random = field(default_factory=random.Random)
 
     def pick(self, key: str, tried: Collection[Upstream] = ()) -> Upstream | None:
-        """Choose the upstream of a request; None when none is left.
+        """Choose the upstream of a request, or None if no upstream is left.
 
         Args:
-            key: What the request is hashed on.
-            tried: Upstreams that this request has already failed on.
+            key: The key of the request.
+            tried: Upstreams on which this request has failed.
         """
         upstream = self.policy.pick(key, tried)
         if upstream is None or upstream.share >= 1.0 or self.rng.random() < upstream.share:
             return upstream
-        # One that has just recovered leaves some of its requests to the next.
+        # During a slow start, an upstream leaves a part of its requests to the next one.
         return self.policy.pick(key, {*tried, upstream}) or upstream
 
 
 def snapshot_maker(
     policy: str, ring: str, load_factor: float, rng: random.Random
 ) -> Callable[[Sequence[Upstream]], Snapshot]:
-    """What builds one snapshot after the other.
+    """Return a function that makes the snapshot for a sequence of upstreams.
 
     Args:
-        policy: As in the option `--policy`.
-        ring: As in the option `--ring`.
-        load_factor: Bound of a replica's load relative to the mean, 0 for none.
-        rng: Source of random choices.
+        policy: A value of the option `--policy`.
+        ring: A value of the option `--ring`.
+        load_factor: The maximum load of an upstream relative to the mean; 0: unlimited.
+        rng: The source of random choices.
     """
-    # Each ring is made from the one before: that costs a fraction of building it anew.
-    present = Ring.build(ring, ())
+    # Changing the previous ring costs a fraction of building a new one.
+    current = Ring.build(ring, ())
 
     def make(upstreams: Sequence[Upstream]) -> Snapshot:
-        nonlocal present
+        nonlocal current
         if policy == "consistent-hash":
-            present = present.changed_to(upstream.number for upstream in upstreams)
-        chooser = make_policy(policy, upstreams, ring=present, load_factor=load_factor, rng=rng)
-        return Snapshot(tuple(upstreams), chooser, rng)
+            current = current.changed_to(upstream.number for upstream in upstreams)
+        chosen = make_policy(policy, upstreams, ring=current, load_factor=load_factor, rng=rng)
+        return Snapshot(tuple(upstreams), chosen, rng)
 
     return make
 
 
 class SnapshotSource(Protocol):
-    """Whoever publishes snapshots: read `snapshot` anew for each request."""
+    """The publisher of snapshots. Each request reads `snapshot` anew."""
 
     @property
     def snapshot(self) -> Snapshot:
         """The current snapshot."""
 
     @property
-    def hopeful(self) -> bool:
-        """Whether there will be a replica in rotation by and by."""
+    def expects_upstream(self) -> bool:
+        """Whether an upstream is expected to enter the rotation soon, so that a request may wait for it."""
 
     async def next_snapshot(self) -> None:
-        """Return when another snapshot has been published."""
+        """Return when the next snapshot has been published."""

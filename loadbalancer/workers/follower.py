@@ -34,7 +34,7 @@ class Follower:
 
     def __init__(self, settings: Settings, metrics: Metrics, send: Send) -> None:
         self._make = snapshot_maker(settings.policy, settings.ring, settings.load_factor, random.Random())
-        self.publication = Publication(self._make(()), lambda: self._hopeful)
+        self.publication = Publication(self._make(()), lambda: self._expects_upstream)
         """The snapshots that the lane reads."""
         self._metrics = metrics
         self._send = send
@@ -43,7 +43,7 @@ class Follower:
         self._reported_at = 0.0
         self._reported_in_flight = 0
         self._soon = False
-        self._hopeful = False
+        self._expects_upstream = False
 
     def follow(self, rotation: Rotation) -> None:
         """Use another rotation.
@@ -51,7 +51,7 @@ class Follower:
         Args:
             rotation: As the control plane has sent it.
         """
-        self._hopeful = rotation.hopeful
+        self._expects_upstream = rotation.expects_upstream
         leaving = set(self._present) - {member.id for member in rotation.members}
         present = [member.id for member in rotation.members]
         for member in rotation.members:
@@ -99,7 +99,7 @@ class Follower:
             lease.refused += 1
             self._report_soon()
 
-        upstream.on_failed, upstream.on_refused = failed, refused
+        upstream.on_failure, upstream.on_refusal = failed, refused
 
         def retired() -> None:
             # In the next turn of the loop: the last request is yet to be counted.
@@ -113,15 +113,15 @@ class Follower:
         member = MemberReport(
             id=id,
             in_flight=upstream.in_flight,
-            answered=upstream.answered - lease.answered,
+            answered=upstream.successes - lease.answered,
             failed=lease.failed,
-            failing=upstream.failures,
+            failing=upstream.consecutive_failures,
             refused=lease.refused,
         )
         same = upstream.in_flight == lease.in_flight
         if same and not (member.answered or member.failed or member.refused):
             return None
-        lease.in_flight, lease.answered = upstream.in_flight, upstream.answered
+        lease.in_flight, lease.answered = upstream.in_flight, upstream.successes
         lease.failed = lease.refused = 0
         return member
 

@@ -44,11 +44,11 @@ class Leases:
             if upstream not in self._present:
                 self._present[upstream] = id = next(self._ids)
                 self._leases[id] = _Lease(upstream)
-                upstream.held += 1
+                upstream.leases += 1
         for upstream in self._present.keys() - set(snapshot.upstreams):
             del self._present[upstream]
         rotation = Rotation(
-            hopeful=self._source.hopeful,
+            expects_upstream=self._source.expects_upstream,
             members=[
                 Member(
                     id=self._present[upstream],
@@ -86,13 +86,13 @@ class Leases:
             KeyError: The lease does not exist.
         """
         lease = self._leases.pop(id)
-        lease.upstream.let_go(lease.in_flight)
+        lease.upstream.end_lease(lease.in_flight)
 
     def end(self) -> None:
         """The worker process has ended, and every lease and request with it."""
         self._metrics.in_flight -= self._in_flight
         for lease in self._leases.values():
-            lease.upstream.let_go(lease.in_flight)
+            lease.upstream.end_lease(lease.in_flight)
         self._leases.clear()
         self._present.clear()
         self._sent = None
@@ -101,13 +101,13 @@ class Leases:
     def _take_member(self, member: MemberReport) -> None:
         lease = self._leases[member.id]
         upstream = lease.upstream
-        upstream.count(member.in_flight - lease.in_flight)
+        upstream.add_in_flight(member.in_flight - lease.in_flight)
         lease.in_flight = member.in_flight
         if member.answered:
-            upstream.answered += member.answered
-            upstream.failures = 0
+            upstream.successes += member.answered
+            upstream.consecutive_failures = 0
         # Failures before an answer are over: only the latest ones, in a row, still count.
         for _ in range(min(member.failed, member.failing) if member.answered else member.failed):
-            upstream.failed()
+            upstream.record_failure()
         for _ in range(member.refused):
-            upstream.refused()
+            upstream.record_refusal()

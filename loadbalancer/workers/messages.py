@@ -83,12 +83,12 @@ class Rotation(Message):
     """The upstreams in rotation from now on.
 
     Args:
-        hopeful: Whether there will be a replica in rotation by and by.
+        expects_upstream: Whether there will be a replica in rotation by and by.
         members: The upstreams.
     """
 
     kind: Literal["rotation"] = "rotation"
-    hopeful: bool
+    expects_upstream: bool
     members: list[Member]
 
 

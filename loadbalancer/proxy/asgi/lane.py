@@ -196,7 +196,7 @@ class AsgiLane:
                         allow_redirects=False,
                     )
                 )
-                upstream.answered_with(response.status)
+                upstream.record_answer(response.status)
                 try:
                     await self._send_back(upstream, response, request.client, patience, entry)
                 finally:

@@ -15,13 +15,13 @@ from loadbalancer.telemetry.metrics import Metrics
 class _Fixed:
     """There is one upstream, which never changes (see `SnapshotSource`)."""
 
-    hopeful = False
+    expects_upstream = False
 
     def __init__(self, upstream: Upstream) -> None:
         self.snapshot = Snapshot((upstream,), RoundRobin((upstream,)))
 
     async def next_snapshot(self) -> None:
-        raise AssertionError("not hopeful: nobody waits")
+        raise AssertionError("no request waits for the admin application")
 
 
 @asynccontextmanager

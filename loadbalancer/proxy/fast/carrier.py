@@ -205,7 +205,7 @@ class Carrier:
         data = b"".join([exchange.informational(head) for head in answered.informational])
         if answered.head is not None:
             if self._upstream is not None:
-                self._upstream.answered_with(answered.head.status)
+                self._upstream.record_answer(answered.head.status)
             try:
                 data += exchange.answer_head(answered.head, last=self._client.last)
             except UpstreamError as error:

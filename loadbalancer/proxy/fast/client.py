@@ -122,7 +122,7 @@ class ClientConnection(ClientShell):
             data = data.replace(END_OF_HEAD, b"\r\nconnection: close\r\n\r\n", 1)
         self.transport.write(data)
         if upstream is not None:
-            upstream.answered_with(status)
+            upstream.record_answer(status)
             upstream.release()
             accounting, seconds = lane.accounting, lane.clock() - self._began
             metrics = accounting.metrics

@@ -59,7 +59,7 @@ async def test_a_replica_that_answers_requests_is_busy_and_not_dead() -> None:
         busy.acquire()
         backend.hang("Server-1")
         for _ in range(100):
-            busy.answered += 1
+            busy.successes += 1
             await pass_time(0.1)
         assert journal.of("missed") == []
         await until(lambda: "Server-1" not in names(fleet), within=5)  # it answers no more

@@ -84,9 +84,9 @@ class FleetMachine(RuleBasedStateMachine):
             upstream = data.draw(st.sampled_from(self.fleet.snapshot.upstreams))
             for _ in range(5):
                 if refused:
-                    upstream.refused()
+                    upstream.record_refusal()
                 else:
-                    upstream.failed()
+                    upstream.record_failure()
                 await pass_time(0)
             await pass_time(pause)
 

@@ -12,7 +12,7 @@ async def test_refused_connections_count_as_missed_heartbeats() -> None:
         begun = now()
         upstream = fleet.snapshot.upstreams[1]
         for _ in range(3):
-            upstream.refused()
+            upstream.record_refusal()
             await pass_time(0.01)
         await until(lambda: "Server-2" not in names(fleet), within=0.1)
         assert now() - begun < 0.2, "it is not waited for the heartbeats"
@@ -27,7 +27,7 @@ async def test_a_good_heartbeat_makes_up_for_a_refused_connection() -> None:
     backend = FakeBackend()
     async with running(backend, max_fail_count=2) as (fleet, journal):
         for _ in range(5):
-            fleet.snapshot.upstreams[0].refused()
+            fleet.snapshot.upstreams[0].record_refusal()
             await pass_time(1.5)
         assert journal.of("down") == []
 
@@ -39,7 +39,7 @@ async def test_failures_in_a_row_eject_a_replica_for_a_growing_while() -> None:
         for seconds in (5.0, 10.0, 20.0):
             upstream = fleet.snapshot.upstreams[0]
             for _ in range(5):
-                upstream.failed()
+                upstream.record_failure()
             await until(lambda: names(fleet) == ["Server-2", "Server-3"], within=0.1)
             state = (await fleet.describe()).replicas[0]
             assert (state.state, state.id) == ("down", backend.instance_of("Server-1").id)
@@ -50,7 +50,7 @@ async def test_failures_in_a_row_eject_a_replica_for_a_growing_while() -> None:
         assert journal.of("down") == [], "it lives, and was never replaced"
         await pass_time(60)
         for _ in range(5):
-            fleet.snapshot.upstreams[0].failed()
+            fleet.snapshot.upstreams[0].record_failure()
         await until(lambda: len(fleet.snapshot.upstreams) == 2, within=0.1)
         assert await until(lambda: len(fleet.snapshot.upstreams) == 3, within=6) < 5.1, "forgiven"
 
@@ -61,8 +61,8 @@ async def test_a_success_between_failures_keeps_a_replica_in() -> None:
         upstream = fleet.snapshot.upstreams[0]
         for _ in range(20):
             for _ in range(4):
-                upstream.failed()
-            upstream.answered_with(200)
+                upstream.record_failure()
+            upstream.record_answer(200)
         await pass_time(1)
         assert journal.of("ejected") == []
 
@@ -72,7 +72,7 @@ async def test_never_more_than_half_of_the_fleet_is_ejected() -> None:
     async with running(FakeBackend(), replicas=5) as (fleet, journal):
         for upstream in fleet.snapshot.upstreams:
             for _ in range(10):
-                upstream.failed()
+                upstream.record_failure()
         await pass_time(1)
         assert len(journal.of("ejected")) == 2
         assert len(fleet.snapshot.upstreams) == 3
@@ -82,7 +82,7 @@ async def test_never_more_than_half_of_the_fleet_is_ejected() -> None:
 async def test_who_is_alone_is_never_ejected() -> None:
     async with running(FakeBackend(), replicas=1) as (fleet, journal):
         for _ in range(50):
-            fleet.snapshot.upstreams[0].failed()
+            fleet.snapshot.upstreams[0].record_failure()
         await pass_time(1)
         assert journal.of("ejected") == []
 
@@ -94,7 +94,7 @@ async def test_an_ejected_replica_that_dies_is_replaced_and_one_that_is_removed_
         first, second = fleet.snapshot.upstreams[:2]
         for upstream in (first, second):
             for _ in range(5):
-                upstream.failed()
+                upstream.record_failure()
         await until(lambda: len(journal.of("ejected")) == 2, within=0.1)
         backend.die("Server-1")
         await until(lambda: "Server-1" in names(fleet), within=1)
@@ -125,6 +125,6 @@ async def test_a_replacement_eases_in_when_asked_to() -> None:
 async def test_with_ejection_off_nobody_is_ejected() -> None:
     async with running(FakeBackend(), eject_after=0) as (fleet, journal):
         for _ in range(50):
-            fleet.snapshot.upstreams[0].failed()
+            fleet.snapshot.upstreams[0].record_failure()
         await asyncio.sleep(0)
         assert journal.of("ejected") == []

@@ -26,7 +26,7 @@ class Source:
     """Publishes what a test tells it to."""
 
     def __init__(self, *upstreams: Upstream) -> None:
-        self.hopeful = True
+        self.expects_upstream = True
         self._changed = asyncio.Event()
         self.snapshot: Snapshot = make_snapshot(upstreams)
 
@@ -101,7 +101,7 @@ async def test_a_stale_connection_is_followed_by_a_new_one_to_the_same_replica()
     """RFC 9112, section 9.3.1: the connection was at fault, and not the replica."""
     one = upstream(1)
     assert await carried(Source(one), UpstreamStaleError, None) == ["S1", "S1!"]
-    assert one.failures == 0
+    assert one.consecutive_failures == 0
     source = Source(upstream(1), upstream(2), upstream(3))
     assert await carried(source, UpstreamClosedError, UpstreamStaleError, None) == ["S1", "S2", "S2!"]
     source = Source(upstream(1), upstream(2), upstream(3))
@@ -113,7 +113,7 @@ async def test_connections_after_a_stale_one_are_new_and_fail_in_earnest() -> No
     one = upstream(1)
     with pytest.raises(UpstreamClosedError):
         await carried(Source(one), UpstreamStaleError, UpstreamStaleError, None)
-    assert one.failures == 1
+    assert one.consecutive_failures == 1
     source = Source(upstream(1), upstream(2), upstream(3))
     with pytest.raises(UpstreamClosedError):
         await carried(source, UpstreamStaleError, UpstreamClosedError, UpstreamClosedError)
@@ -137,7 +137,7 @@ async def test_a_request_that_may_not_be_repeated_is_not_after_a_stale_connectio
     one = upstream(1)
     with pytest.raises(UpstreamStaleError):
         await carried(Source(one), UpstreamStaleError, None, may_repeat=lambda error: False)
-    assert one.failures == 0
+    assert one.consecutive_failures == 0
 
 
 @scenario
@@ -217,7 +217,7 @@ async def test_nobody_waits_for_ever() -> None:
 @scenario
 async def test_nobody_waits_where_none_is_to_come() -> None:
     source = Source()
-    source.hopeful = False
+    source.expects_upstream = False
     begun = now()
     with pytest.raises(NoReplicaError, match="none is to come"):
         await carried(source)
@@ -243,11 +243,11 @@ async def test_the_queue_is_bounded() -> None:
 @scenario
 async def test_what_becomes_of_a_request_is_told_to_whoever_watches_the_replica() -> None:
     one, refused = upstream(1), []
-    one.on_refused = lambda: refused.append(1)
+    one.on_refusal = lambda: refused.append(1)
     for error in (UpstreamRefusedError, UpstreamTimeoutError, UpstreamError):
         with pytest.raises(UpstreamError):
             await carried(Source(one), error, may_repeat=lambda error: False)
-    assert (len(refused), one.failures) == (1, 2)
+    assert (len(refused), one.consecutive_failures) == (1, 2)
 
 
 @scenario
@@ -256,4 +256,4 @@ async def test_no_page_has_a_replica_ejected_that_answers_it_against_the_rules()
     for _ in range(10):
         with pytest.raises(UpstreamGarbledError):
             await carried(Source(one), UpstreamGarbledError, may_repeat=lambda error: False)
-    assert one.failures == 0
+    assert one.consecutive_failures == 0

@@ -27,7 +27,7 @@ def snapshot_of(name: str, n: int, busy: int = 2) -> Snapshot:
         for number in range(1, n + 1)
     ]
     for upstream in upstreams:
-        upstream.count(busy)
+        upstream.add_in_flight(busy)
     return snapshot_maker(name, "default", 1.25, random.Random(1))(upstreams)
 
 
@@ -62,7 +62,7 @@ def test_a_pick_costs_no_more_where_the_owner_is_full() -> None:
     for snapshot in (few, many):
         hot = snapshot.pick(KEYS[0])
         assert hot is not None
-        hot.count(1000)
+        hot.add_in_flight(1000)
         assert snapshot.pick(KEYS[0]) not in (None, hot)
     costs = [cost(lambda: [snapshot.pick(KEYS[0]) for _ in KEYS]) for snapshot in (few, many)]  # noqa: B023
     assert costs[1] <= RATIO * costs[0]

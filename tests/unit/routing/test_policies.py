@@ -64,7 +64,7 @@ def test_what_has_been_tried_is_not_picked_again_and_all_the_others_are(
 ) -> None:
     upstreams = make_upstreams(len(loads))
     for upstream, load in zip(upstreams, loads, strict=True):
-        upstream.count(load)
+        upstream.add_in_flight(load)
     policy = make(name, upstreams, load_factor)
     tried = data.draw(st.lists(st.sampled_from(upstreams), unique=True))
     left = len(upstreams) - len(tried)
@@ -148,7 +148,7 @@ def test_a_load_factor_of_zero_leaves_a_key_with_its_owner_however_busy() -> Non
     policy = consistent_hash(upstreams, 0)
     owner = policy.pick("key")
     assert owner is not None
-    owner.count(1000)
+    owner.add_in_flight(1000)
     assert policy.pick("key") is owner
 
 
@@ -159,13 +159,13 @@ def test_the_bound_is_exact_where_floating_point_is_not() -> None:
     owner, *others = (
         upstreams[number - 1] for number in Ring.build("classic-sha256", range(1, 11)).walk("k")
     )
-    owner.count(11)
+    owner.add_in_flight(11)
     for other, load in zip(others, [10] * 8 + [8], strict=True):
-        other.count(load)
+        other.add_in_flight(load)
     assert sum(upstream.in_flight for upstream in upstreams) + 1 == 100
     assert policy.pick("k") is others[0]
-    owner.count(-1)
-    others[0].count(1)
+    owner.add_in_flight(-1)
+    others[0].add_in_flight(1)
     assert policy.pick("k") is owner
 
 
@@ -277,7 +277,7 @@ def test_the_same_source_of_chance_makes_the_same_choices(
 def test_least_connections_picks_one_of_the_least_busy(loads: list[int]) -> None:
     upstreams = make_upstreams(len(loads))
     for upstream, load in zip(upstreams, loads, strict=True):
-        upstream.count(load)
+        upstream.add_in_flight(load)
     picked = LeastConnections(upstreams, random.Random(1)).pick("")
     assert picked is not None
     assert picked.in_flight == min(loads)
@@ -316,7 +316,7 @@ def test_least_connections_picks_one_of_the_least_busy_whatever_begins_and_ends(
 def test_power_of_two_picks_every_one_but_the_busiest() -> None:
     upstreams = make_upstreams(4)
     for upstream in upstreams:
-        upstream.count(upstream.number)
+        upstream.add_in_flight(upstream.number)
     policy = PowerOfTwoChoices(upstreams, random.Random(1))
     counts = Counter(policy.pick("") for _ in range(6000))
     # Of the six pairs, three have Server-1 in them, two more Server-2, one more Server-3.

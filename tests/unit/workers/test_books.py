@@ -18,7 +18,7 @@ from tests.unit.fleet.fakes import pass_time, run
 class Fleet:
     """Publishes snapshots."""
 
-    hopeful = True
+    expects_upstream = True
 
     def __init__(self) -> None:
         self.make = snapshot_maker("round-robin", "default", 0, random.Random(1))
@@ -70,8 +70,8 @@ class Pair:
         members = [upstream for upstream in self.known if rng.random() < 0.6]
         if rng.random() < 0.5 and len(self.known) < 6:
             upstream = Upstream(f"r{len(self.known)}", len(self.known) + 1, "127.0.0.1", 1)
-            upstream.on_refused = lambda: self.refused.append(upstream.hostname)
-            upstream.on_failed = lambda row: self.failed.append((upstream.hostname, row))
+            upstream.on_refusal = lambda: self.refused.append(upstream.hostname)
+            upstream.on_failure = lambda row: self.failed.append((upstream.hostname, row))
             self.known.append(upstream)
             members.append(upstream)
         self.fleet.snapshot = self.fleet.make(members)
@@ -96,13 +96,13 @@ def test_books_agree(steps: list[tuple[str, int]]) -> None:
                     in_flight.append(upstream)
             elif in_flight and step in ("end", "fail"):
                 upstream = in_flight.pop(choice % len(in_flight))
-                upstream.answered_with(200 if step == "end" else 500)
+                upstream.record_answer(200 if step == "end" else 500)
                 answers, failures = answers + (step == "end"), failures + (step == "fail")
                 upstream.release()
                 pair.counted.in_flight -= 1
                 pair.counted.count(upstream.hostname, 200 if step == "end" else 500, 0.01)
             elif in_flight and step == "refuse":
-                in_flight[choice % len(in_flight)].refused()
+                in_flight[choice % len(in_flight)].record_refusal()
                 refusals += 1
             elif step == "report":
                 pair.follower.report(0)
@@ -111,7 +111,7 @@ def test_books_agree(steps: list[tuple[str, int]]) -> None:
         await pass_time(0)
         assert pair.total.in_flight == len(in_flight)
         assert sum(upstream.in_flight for upstream in pair.known) == len(in_flight)
-        assert sum(upstream.answered for upstream in pair.known) == answers
+        assert sum(upstream.successes for upstream in pair.known) == answers
         assert len(pair.refused) == refusals
         assert len(pair.failed) <= failures, "of those before an answer in the same report nobody hears"
         present = set(pair.fleet.snapshot.upstreams)
@@ -143,11 +143,11 @@ def test_failures_in_a_row_are_known_at_once_and_end_with_an_answer() -> None:
             pair.rotate(random.randrange(1 << 16))
         upstream = pair.follower.publication.snapshot.upstreams[0]
         for _ in range(3):
-            upstream.failed()
+            upstream.record_failure()
         await pass_time(0)
         assert [row for _, row in pair.failed] == [1, 2, 3]
-        upstream.answered_with(200)
-        upstream.failed()
+        upstream.record_answer(200)
+        upstream.record_failure()
         await pass_time(0)
         assert pair.failed[-1][1] == 1
 

@@ -60,7 +60,7 @@ async def test_it_is_a_500(monkeypatch: pytest.MonkeyPatch, owner: type[Any], na
         assert client.written.startswith(b"HTTP/1.1 500 ")
         assert b"defect" not in client.written
         assert b"ZeroDivision" not in client.written
-        assert [(one.failures, one.in_flight) for one in fast.upstreams] == [(0, 0)]
+        assert [(one.consecutive_failures, one.in_flight) for one in fast.upstreams] == [(0, 0)]
         assert (await converse(fast)).written.startswith(b"HTTP/1.1 200 "), "and the next request is served"
 
 
@@ -83,7 +83,7 @@ async def test_an_answer_that_has_begun_breaks_off(
         assert [record["event"] for record in records] == ["defect"]
         assert client.closed
         assert not client.written.endswith(b"0\r\n\r\n"), "the client sees that it is not whole"
-        assert [(one.failures, one.in_flight) for one in fast.upstreams] == [(0, 0)]
+        assert [(one.consecutive_failures, one.in_flight) for one in fast.upstreams] == [(0, 0)]
 
 
 async def test_one_of_reading_a_request_ends_that_connection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ async def test_one_of_the_quick_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
             await fast.settle()
         assert [record["event"] for record in records] == ["defect"]
         assert client.written.startswith(b"HTTP/1.1 500 ")
-        assert [(one.failures, one.in_flight) for one in fast.upstreams] == [(0, 0)]
+        assert [(one.consecutive_failures, one.in_flight) for one in fast.upstreams] == [(0, 0)]
 
 
 async def test_one_after_an_answer_was_sent_gives_no_second_answer(monkeypatch: pytest.MonkeyPatch) -> None:
