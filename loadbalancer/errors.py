@@ -1,33 +1,38 @@
 """Errors that users may see, as types.
 
-The code raises an error where it is known, with a sentence for the person who caused it or must mend it.
-The error travels untouched to the edge (the admin application, a lane, the command line), where
-`answers.answer` makes JSON of it. Only these types reach a client: any other exception is a defect of ours,
-logged with its traceback and answered as a bare 500.
+Code raises an error where the fault is found, with a sentence for the person who caused it or can mend it.
+The error travels unchanged to the admin application, a lane or the command line, and `answers.answer` makes
+JSON of it. Only these types reach a client. Any other exception is a defect of the load balancer: it is
+logged with its trace, and the client gets a 500 without details.
 """
 
 import errno
 
 
 class DefectError(Exception):
-    """The load balancer is at fault: its parts are in an impossible state. The text is for the log."""
+    """The load balancer has a defect: its state is one that must not occur. The text is for the log."""
 
 
 class LoadBalancerError(Exception):
-    """Base of all errors whose text is meant for users; `status` is the HTTP status of the answer."""
+    """Base of all errors whose text is meant for users. `status` is the HTTP status of the answer."""
 
     status = 500
     headers: tuple[tuple[str, str], ...] = ()
 
 
 class BadRequestError(LoadBalancerError):
-    """The request cannot be done as asked, and nothing was changed."""
+    """The request cannot be fulfilled, and nothing was changed."""
 
     status = 400
 
 
 class HeadTooLargeError(BadRequestError):
-    """The head of a request is beyond the bounds."""
+    """The head of a request exceeds a limit.
+
+    Args:
+        sentence: The reason.
+        status: The HTTP status: 431, or 414 for the target.
+    """
 
     def __init__(self, sentence: str, status: int = 431) -> None:
         super().__init__(sentence)
@@ -35,10 +40,10 @@ class HeadTooLargeError(BadRequestError):
 
 
 class BodyTooLargeError(BadRequestError):
-    """The body of a request is beyond the bound.
+    """The body of a request exceeds the limit.
 
     Args:
-        limit: The bound, in bytes.
+        limit: The limit in bytes.
     """
 
     status = 413
@@ -48,7 +53,7 @@ class BodyTooLargeError(BadRequestError):
 
 
 class HeadTimeoutError(BadRequestError):
-    """The head of a request did not come in time."""
+    """The head of a request did not arrive in time."""
 
     status = 408
 
@@ -61,34 +66,34 @@ class UnauthorizedError(LoadBalancerError):
 
 
 class ForbiddenError(LoadBalancerError):
-    """The request may not be done for whoever asks, and nothing was changed."""
+    """The sender may not make this request, and nothing was changed."""
 
     status = 403
 
 
 class NotImplementedByUsError(LoadBalancerError):
-    """The request asks for something that a load balancer does not do."""
+    """The request needs a feature that the load balancer does not have."""
 
     status = 501
 
 
 class BackendError(LoadBalancerError):
-    """A replica cannot be started, stopped or listed; the text says why and what to do about it."""
+    """A replica cannot be started, stopped or listed. The text gives the reason and the remedy."""
 
 
 class EngineAwayError(BackendError):
-    """Whatever runs replicas cannot be reached just now: nothing is wrong with the replica itself."""
+    """The engine that runs the replicas cannot be reached. The replica itself is not at fault."""
 
 
 class ClosingError(LoadBalancerError):
-    """The load balancer is shutting down and changes nothing any more."""
+    """The load balancer is shutting down and refuses changes."""
 
     status = 503
     headers = (("Retry-After", "1"),)
 
 
 class TooManyConnectionsError(LoadBalancerError):
-    """There are as many connections as there may be."""
+    """The number of client connections is at its limit."""
 
     status = 503
     headers = (("Retry-After", "1"),)
@@ -102,7 +107,7 @@ class NoReplicaError(LoadBalancerError):
 
 
 class ExhaustedError(LoadBalancerError):
-    """The load balancer has no files, ports or memory left for a connection: no replica is to blame."""
+    """The load balancer lacks file descriptors, ports or memory for a connection. No replica is at fault."""
 
     status = 503
     headers = (("Retry-After", "1"),)
@@ -112,26 +117,26 @@ _OWN_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM
 
 
 def is_own_limit(error: OSError) -> bool:
-    """Whether a connection failed for want of something on our side, rather than the other's."""
+    """Whether a connection failed because the load balancer, and not the peer, lacks a resource."""
     return error.errno in _OWN_LIMITS
 
 
 class UpstreamError(LoadBalancerError):
-    """The replica answered garbage, or broke off in the middle of its answer."""
+    """The replica sent an invalid answer, or closed the connection during its answer."""
 
     status = 502
 
 
 class UpstreamGarbledError(UpstreamError):
-    """The replica's answer breaks the rules of HTTP; it is alive, and may answer other requests well."""
+    """The replica's answer violates the rules of HTTP. The replica is alive and may answer other requests."""
 
 
 class UpstreamRefusedError(UpstreamError):
-    """The replica accepted no connection: it knows nothing of the request."""
+    """The replica accepted no connection, so it has not received the request."""
 
 
 class UpstreamLeftError(UpstreamRefusedError):
-    """The replica left the rotation before it got the request; that does not count against it."""
+    """The replica left the rotation before it received the request. This is not a failure of the replica."""
 
 
 class UpstreamUnreachableError(UpstreamRefusedError):
@@ -141,11 +146,11 @@ class UpstreamUnreachableError(UpstreamRefusedError):
 
 
 class UpstreamClosedError(UpstreamError):
-    """The replica broke the connection before it had begun an answer."""
+    """The replica closed the connection before it began its answer."""
 
 
 class UpstreamStaleError(UpstreamClosedError):
-    """A kept connection had ended, or ended as it was used again: most likely nobody has read the request."""
+    """A kept connection was closed before or while it was reused. Most likely the request was not read."""
 
 
 class UpstreamTimeoutError(UpstreamError):

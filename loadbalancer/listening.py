@@ -1,4 +1,4 @@
-"""The sockets on which clients connect, bound before anything starts: a taken port costs no replica."""
+"""The listening sockets for clients. They are bound first, so that no replica starts if the port is taken."""
 
 import asyncio
 import socket
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 BACKLOG = 4096
-"""Connections that the kernel may queue while the process is busy: a burst of thousands is not refused."""
+"""Maximum number of connections in the kernel's queue, so that a burst of thousands is not refused."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """An address that a socket can be bound to, as `socket.getaddrinfo` gives it."""
+    """An address to bind a socket to, as `socket.getaddrinfo` returns it."""
 
     family: int
     kind: int
@@ -25,50 +25,50 @@ class Address:
 async def resolve(host: str, port: int) -> Address:
     """Find the address of a host.
 
-    The resolver may block for many seconds. It runs in a daemon thread, which does not hold up the end of
-    the process; an executor's thread does.
+    The resolver may block for many seconds. So it runs in a daemon thread. Unlike a thread of an executor, a
+    daemon thread does not delay the end of the process.
 
     Args:
-        host: A name or an address.
+        host: A hostname or an address.
         port: The port.
 
     Raises:
         OSError: The host has no address.
     """
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[Address] = loop.create_future()
+    address: asyncio.Future[Address] = loop.create_future()
 
-    def settle(answer: Address | OSError) -> None:
-        if found.done():
-            return  # the wait was given up
-        if isinstance(answer, OSError):
-            found.set_exception(answer)
+    def settle(result: Address | OSError) -> None:
+        if address.done():
+            return  # the caller was cancelled
+        if isinstance(result, OSError):
+            address.set_exception(result)
         else:
-            found.set_result(answer)
+            address.set_result(result)
 
     def look_up() -> None:
-        answer: Address | OSError
+        result: Address | OSError
         try:
             first = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            answer = Address(first[0], first[1], first[2], first[4])
+            result = Address(first[0], first[1], first[2], first[4])
         except OSError as error:
-            answer = OSError(error.errno, error.strerror)
+            result = OSError(error.errno, error.strerror)
         try:
-            loop.call_soon_threadsafe(settle, answer)
+            loop.call_soon_threadsafe(settle, result)
         except RuntimeError:
-            return  # the loop is closed: the process ends
+            return  # the loop is closed, and the process ends
 
     threading.Thread(target=look_up, name="resolver", daemon=True).start()
-    return await found
+    return await address
 
 
 @contextmanager
 def bind(address: Address, count: int = 1) -> Iterator[list[socket.socket]]:
-    """Bind sockets to one address, for as long as a `with` block lasts.
+    """Bind sockets to one address for the duration of a `with` block.
 
     Args:
-        address: The address; see `resolve`.
-        count: How many sockets; the kernel spreads the connections over them.
+        address: An address from `resolve`.
+        count: The number of sockets. The kernel spreads new connections over them.
 
     Raises:
         OSError: The address cannot be bound.

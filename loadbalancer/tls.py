@@ -1,7 +1,7 @@
-"""The certificate that clients are served with, and its renewal without a restart.
+"""The TLS certificate for client connections, and its renewal without a restart.
 
-The control plane reads the files, and only a certificate and a key that fit each other come into use. They
-are kept in memory as PEM text, so that a worker that starts later does not depend on the files.
+The control plane reads the files. It uses a certificate and a key only if they match. It keeps them in memory
+as PEM text, so that a worker that starts later does not depend on the files.
 """
 
 import os
@@ -20,22 +20,22 @@ from loadbalancer.settings import Settings
 log = structlog.get_logger("loadbalancer")
 
 PROTOCOLS = ["h2", "http/1.1"]
-"""The protocols offered by ALPN (RFC 7301), the preferred one first."""
+"""The protocols for ALPN (RFC 7301), the preferred one first."""
 
 
 class CertificateError(Exception):
-    """The certificate or its key cannot be used; the text says which file, and why."""
+    """The certificate or its key cannot be used. The text names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A certificate and its private key as PEM text. The key never appears in a log or in `repr`.
+    """A certificate and its private key as PEM text. Neither appears in `repr` or in a log.
 
     Args:
-        cert: The certificate, and the certificates of its issuers after it.
+        cert: The certificate, followed by the certificates of its issuers.
         key: The private key, not encrypted.
-        cert_file: The file that the certificate was read from; for messages.
-        key_file: The file that the key was read from; for messages.
+        cert_file: The name of the certificate's file, for messages.
+        key_file: The name of the key's file, for messages.
     """
 
     cert: bytes = field(repr=False)
@@ -48,23 +48,23 @@ class KeyPair:
         """Read both files.
 
         Raises:
-            CertificateError: One cannot be read.
+            CertificateError: A file cannot be read.
         """
         return cls(_read(cert_file), _read(key_file), cert_file, key_file)
 
 
 class Certificate:
-    """The certificate and key in use, and the TLS context of the connections that are made with them.
+    """The certificate and key in use, and the TLS context for new connections.
 
     Args:
         pair: The certificate and its key.
 
     Raises:
-        CertificateError: They cannot be used.
+        CertificateError: The pair cannot be used.
     """
 
     def __init__(self, pair: KeyPair) -> None:
-        # Hypercorn's choice (RFC 9113, section 9.2): TLS 1.2 and later, no compression.
+        # As Hypercorn does: TLS 1.2 and later, and no compression (RFC 9113, section 9.2).
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.options |= ssl.OP_NO_COMPRESSION
@@ -73,31 +73,32 @@ class Certificate:
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """The certificate that the options name, or None if they name none.
+        """Load the certificate that the options name, or return None if they name none.
 
         Raises:
-            CertificateError: It cannot be used.
+            CertificateError: The certificate or its key cannot be used.
         """
         return cls(KeyPair.read(settings.tls_cert, settings.tls_key)) if settings.tls_cert else None
 
     @property
     def pair(self) -> KeyPair:
-        """The pair in use: the last one that was good."""
+        """The pair in use: the last valid one."""
         return self._pair
 
     def replace(self, pair: KeyPair) -> None:
-        """Use another pair for the connections that come from now on.
+        """Use another pair for new connections.
 
         Raises:
-            CertificateError: It cannot be used; the current pair stays in use.
+            CertificateError: The pair cannot be used. The current pair stays in use.
         """
-        # Into a context of its own first: a pair that does not match must not spoil the one in use.
+        # A new context loads the pair first. So a pair that does not match leaves the context in use
+        # unchanged.
         for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
             _load(context, pair)
         self._pair = pair
 
     def reload(self) -> bool:
-        """Read both files again. A pair that cannot be used changes nothing, except for a line in the log.
+        """Read both files again. If the pair cannot be used, the current one stays, and the log says why.
 
         Returns:
             Whether the pair was replaced.
@@ -124,23 +125,23 @@ def _load(context: ssl.SSLContext, pair: KeyPair) -> None:
             context.load_cert_chain(cert, key, password=_no_password)
     except ssl.SSLError as error:
         why = (error.reason or str(error)).lower().replace("_", " ")
-        raise CertificateError(f"{pair.cert_file} and {pair.key_file} are no pair to use: {why}") from None
+        raise CertificateError(f"cannot use {pair.cert_file} with {pair.key_file}: {why}") from None
     except OSError as error:
-        raise CertificateError(f"cannot hand {pair.key_file} to OpenSSL: {error.strerror}") from None
+        raise CertificateError(f"cannot pass {pair.key_file} to OpenSSL: {error.strerror}") from None
     except ValueError as error:
         raise CertificateError(f"{pair.key_file}: {error}") from None
 
 
 @contextmanager
 def _as_file(text: bytes) -> Iterator[str]:
-    """A path to the text: the `ssl` module reads certificates and keys from files alone.
+    """Provide the text as a file, because the `ssl` module loads certificates and keys from files only.
 
-    The file has no name, is readable by this user alone, and on Linux exists in memory alone.
+    The file has no name, only this user can read it, and on Linux it exists in memory only.
     """
     with _unnamed_file() as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(text)
-        file.seek(0)  # also flushes it
+        file.seek(0)  # also flushes the file
         yield f"/dev/fd/{file.fileno()}"
 
 
@@ -151,5 +152,5 @@ def _unnamed_file() -> IO[bytes]:
 
 
 def _no_password() -> str:
-    # OpenSSL would ask for it on the terminal.
-    raise ValueError("the key is encrypted: give one that is not")
+    # Without this callback, OpenSSL asks for the password on the terminal.
+    raise ValueError("the key is encrypted: use an unencrypted one")

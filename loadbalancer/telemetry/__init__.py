@@ -1,1 +1,1 @@
-"""What the load balancer tells of itself: metrics, logs, events."""
+"""Telemetry: metrics, logs and events of the load balancer."""

@@ -1,7 +1,8 @@
-"""The access log: a line for each request, collected and written many at a time.
+"""The access log: one line for each request, written in batches.
 
-The lines are those that the log's own JSON renderer makes. They are formatted here because a busy lane writes
-tens of thousands a second, and this costs a tenth as much. On a terminal the log's own renderer is used.
+A JSON line is the same as one of structlog's JSON renderer. This module formats it, because a busy lane
+writes tens of thousands of lines a second, and structlog takes ten times as long. With `--log-format text`,
+structlog writes the lines.
 """
 
 import asyncio
@@ -12,21 +13,21 @@ from json.encoder import encode_basestring_ascii as quoted
 
 import structlog
 
-FLUSHED_EVERY = 0.1
-"""Seconds for which a line may wait."""
+MAX_DELAY = 0.1
+"""Maximum seconds that a line waits to be written."""
 
-FLUSHED_AT = 256
-"""Lines that are written together at the most."""
+MAX_BATCH = 256
+"""Maximum number of lines in a batch."""
 
 
 class AccessLog:
-    """Logs requests, in the form and from the level that the log was configured for."""
+    """Logs requests in the configured format, if the log level is `info` or lower."""
 
     def __init__(self) -> None:
         self._log = structlog.get_logger("loadbalancer.access").bind()
-        self._wanted = bool(self._log.is_enabled_for(logging.INFO))
-        last = structlog.get_config()["processors"][-1]
-        self._collects = isinstance(last, structlog.processors.JSONRenderer)
+        self._enabled = bool(self._log.is_enabled_for(logging.INFO))
+        renderer = structlog.get_config()["processors"][-1]
+        self._json = isinstance(renderer, structlog.processors.JSONRenderer)
         self._lines: list[str] = []
         self._second = 0
         self._prefix = ""
@@ -46,18 +47,18 @@ class AccessLog:
         """Log one request.
 
         Args:
-            method: As sent.
-            target: Path and query.
-            client: Its address.
-            request_id: Its id.
-            status: Of the answer.
-            complete: Whether the whole answer has been handed over.
-            replica: The name of the replica that had it last; empty: none.
-            seconds: How long it took.
+            method: The method of the request.
+            target: The path and the query.
+            client: The address of the client.
+            request_id: The id of the request.
+            status: The status of the answer.
+            complete: Whether the whole answer was passed to the client's connection.
+            replica: The hostname of the last replica that the request was sent to; empty: none.
+            seconds: The duration of the request.
         """
-        if not self._wanted:
+        if not self._enabled:
             return
-        if not self._collects:
+        if not self._json:
             self._log.info(
                 "request",
                 method=method,
@@ -78,18 +79,19 @@ class AccessLog:
             f'"event": "request", "level": "info", "timestamp": "{self._now()}"}}\n'
         )
         if len(self._lines) == 1:
-            asyncio.get_running_loop().call_later(FLUSHED_EVERY, self.flush)
-        elif len(self._lines) >= FLUSHED_AT:
+            asyncio.get_running_loop().call_later(MAX_DELAY, self.flush)
+        elif len(self._lines) >= MAX_BATCH:
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines that wait."""
+        """Write the lines of the current batch."""
         lines, self._lines = self._lines, []
         if lines:
             sys.stderr.write("".join(lines))
             sys.stderr.flush()
 
     def _now(self) -> str:
+        """Format the time in UTC (ISO 8601). The part up to the second is cached."""
         now = time.time()
         second = int(now)
         if second != self._second:

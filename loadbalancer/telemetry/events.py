@@ -1,7 +1,7 @@
-"""The event stream: what happens to the replicas, told to whoever listens at `/lb/events`.
+"""The event stream of `/lb/events`: the events of the replicas' lives, for any number of listeners.
 
-A listener that does not keep up is let go rather than waited for: it reconnects and asks anew, while
-the fleet never waits for a browser.
+The stream of a listener that is too slow ends, so that the fleet never waits for a browser. The browser
+reconnects, and gets the whole state again.
 """
 
 import asyncio
@@ -9,32 +9,32 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 BACKLOG = 256
-"""Events held for a listener that reads slowly, before it is let go."""
+"""Maximum number of unread events of a listener. One more ends its stream."""
 
 Event = Mapping[str, Any]
 
 
 class EventStream:
-    """Passes each published event to all who listen at that moment."""
+    """Passes each published event to all listeners."""
 
     def __init__(self) -> None:
         self._listeners: set[asyncio.Queue[Event | None]] = set()
         self._closed = False
 
     def publish(self, event: Event) -> None:
-        """Tell everybody; never waits.
+        """Pass an event to all listeners, without waiting.
 
         Args:
-            event: Plain values that JSON can hold.
+            event: The event, with values that JSON can represent.
         """
         for queue in tuple(self._listeners):
             if queue.qsize() >= BACKLOG:
-                self._dismiss(queue)
+                self._end(queue)
             else:
                 queue.put_nowait(event)
 
     async def listen(self) -> AsyncIterator[Event]:
-        """Yield what is published from now on, until `close`, or until too much lies unread."""
+        """Yield the events from now on, until `close`, or until `BACKLOG` events are unread."""
         if self._closed:
             return
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -46,11 +46,11 @@ class EventStream:
             self._listeners.discard(queue)
 
     def close(self) -> None:
-        """Let everybody go: each listener gets what is already published, then its stream ends."""
+        """End all streams. Each listener first gets the events that are already published."""
         self._closed = True
         for queue in tuple(self._listeners):
-            self._dismiss(queue)
+            self._end(queue)
 
-    def _dismiss(self, queue: "asyncio.Queue[Event | None]") -> None:
+    def _end(self, queue: "asyncio.Queue[Event | None]") -> None:
         self._listeners.discard(queue)
         queue.put_nowait(None)

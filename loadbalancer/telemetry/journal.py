@@ -1,4 +1,4 @@
-"""The journal of the replicas' lives: each event once to the log, the event stream and the metrics."""
+"""The journal: passes each event of a replica's life to the log, the event stream and the metrics."""
 
 import structlog
 
@@ -10,11 +10,11 @@ _LEVELS = {"down": "warning", "missed": "warning"}
 
 
 class Journal:
-    """Observes the fleet (see `fleet.Observer`).
+    """Records the events of the fleet (see `fleet.Observer`).
 
     Args:
-        events: Where subscribers of `/lb/events` listen.
-        metrics: Where heartbeats missed and replacements are counted.
+        events: The event stream of `/lb/events`.
+        metrics: The metrics, which count missed heartbeats and replacements.
     """
 
     def __init__(self, events: EventStream, metrics: Metrics) -> None:
@@ -23,13 +23,13 @@ class Journal:
         self._log = structlog.get_logger("loadbalancer.fleet")
 
     def replica_event(self, event: str, replica: Replica, reason: str | None = None) -> None:
-        """Note that something has happened to a replica.
+        """Record an event.
 
         Args:
             event: `adopted`, `starting`, `up`, `missed`, `ejected`, `readmitted`, `down`, `explained`,
                 `draining` or `gone`.
-            replica: To whom; its state is already the new one.
-            reason: Why, in words, when it is a failure.
+            replica: The replica, in its new state.
+            reason: The reason of a failure, in words.
         """
         if event == "missed":
             self._metrics.heartbeats_missed.inc()

@@ -1,4 +1,4 @@
-"""Structured logs on standard error: readable text on a terminal, one JSON object a line elsewhere."""
+"""Structured logs on standard error: text on a terminal, one JSON object on each line elsewhere."""
 
 import logging
 import sys
@@ -7,17 +7,17 @@ from typing import Literal
 import structlog
 
 WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-"""Renders traces. Local variables may hold a private key, a header or a token."""
+"""Renders traces without local variables, which may contain a private key, a header or a token."""
 
 
-def configure(form: Literal["auto", "text", "json"], level: str) -> None:
-    """Set the process's logging up; called once, by the command line.
+def configure(log_format: Literal["auto", "text", "json"], level: str) -> None:
+    """Configure logging for this process.
 
     Args:
-        form: `text`, `json`, or `auto`: text on a terminal.
-        level: The least level to log.
+        log_format: `text`, `json`, or `auto`: text on a terminal, else JSON.
+        level: The lowest level to log.
     """
-    text = form == "text" or (form == "auto" and sys.stderr.isatty())
+    text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     numeric = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
@@ -40,7 +40,7 @@ def configure(form: Literal["auto", "text", "json"], level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # What libraries log by the standard module takes the same road and form.
+    # Libraries log by the standard module. Their records get the same format.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -1,1 +1,1 @@
-"""Workers: data planes in processes of their own, which the control plane starts and directs."""
+"""Workers: processes that serve clients, which the control plane starts and directs."""

@@ -1,4 +1,4 @@
-"""A worker's picture of the fleet, as the control plane describes it, and the worker's reports in return."""
+"""The worker's side of leases: publishes the rotation from the control plane, and reports counts."""
 
 import asyncio
 import random
@@ -9,72 +9,88 @@ from loadbalancer.routing.snapshot import snapshot_maker
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.metrics import Metrics
-from loadbalancer.workers.messages import SIGN_OF_LIFE, Member, MemberReport, Released, Report, Rotation, Send
+from loadbalancer.workers.messages import (
+    SIGN_OF_LIFE,
+    LeaseEnded,
+    Member,
+    MemberReport,
+    Report,
+    Rotation,
+    Send,
+)
 
 
 @dataclass(slots=True)
 class _Lease:
-    """An upstream that the worker may use: the counts at the last report, and the failures since."""
+    """An upstream that the worker may use.
+
+    Args:
+        upstream: The upstream.
+        in_flight: Its requests in flight at the last report.
+        successes: Its successes at the last report.
+        failures: The failures since the last report.
+        refusals: The refusals since the last report.
+    """
 
     upstream: Upstream
     in_flight: int = 0
-    answered: int = 0
-    failed: int = 0
-    refused: int = 0
+    successes: int = 0
+    failures: int = 0
+    refusals: int = 0
 
 
 class Follower:
-    """Publishes snapshots of the rotation that the control plane sends.
+    """Publishes a snapshot of each rotation that the control plane sends.
 
     Args:
-        settings: Policy and ring.
-        metrics: Where the lane counts.
+        settings: The options, with the policy and the ring.
+        metrics: The metrics of the worker's lane.
         send: Sends a notice to the control plane.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, send: Send) -> None:
         self._make = snapshot_maker(settings.policy, settings.ring, settings.load_factor, random.Random())
         self.publication = Publication(self._make(()), lambda: self._expects_upstream)
-        """The snapshots that the lane reads."""
+        """The snapshots for the lane."""
         self._metrics = metrics
         self._send = send
         self._leases: dict[int, _Lease] = {}
-        self._present: list[int] = []
+        self._in_rotation: list[int] = []
         self._reported_at = 0.0
         self._reported_in_flight = 0
-        self._soon = False
+        self._report_scheduled = False
         self._expects_upstream = False
 
     def follow(self, rotation: Rotation) -> None:
-        """Use another rotation.
+        """Publish a snapshot of another rotation.
 
         Args:
-            rotation: As the control plane has sent it.
+            rotation: The rotation from the control plane.
         """
         self._expects_upstream = rotation.expects_upstream
-        leaving = set(self._present) - {member.id for member in rotation.members}
-        present = [member.id for member in rotation.members]
+        in_rotation = [member.id for member in rotation.members]
+        leaving = set(self._in_rotation) - set(in_rotation)
         for member in rotation.members:
             if member.id not in self._leases:
                 self._leases[member.id] = self._begin_lease(member)
             self._leases[member.id].upstream.share = member.share
-        if present != self._present:
-            self._present = present
-            self.publication.publish(self._make([self._leases[id].upstream for id in present]))
+        if in_rotation != self._in_rotation:
+            self._in_rotation = in_rotation
+            self.publication.publish(self._make([self._leases[id].upstream for id in in_rotation]))
         for id in leaving:
             self._leases[id].upstream.retire()
 
     def report(self, now: float) -> None:
-        """Send a report, if there is news or a sign of life is due.
+        """Send a report if counts have changed, or if a sign of life is due.
 
         Args:
-            now: The loop's time.
+            now: The time of the event loop.
         """
         members = [report for id, lease in self._leases.items() if (report := self._member_report(id, lease))]
         counts = self._metrics.take()
         in_flight = self._metrics.in_flight
-        news = members or counts.requests or in_flight != self._reported_in_flight
-        if not news and now - self._reported_at < SIGN_OF_LIFE:
+        changed = members or counts.requests or in_flight != self._reported_in_flight
+        if not changed and now - self._reported_at < SIGN_OF_LIFE:
             return
         self._reported_at, self._reported_in_flight = now, in_flight
         self._send(
@@ -91,21 +107,20 @@ class Follower:
         upstream = Upstream(member.hostname, member.number, member.host, member.port, member.weight)
         lease = _Lease(upstream)
 
-        def failed(in_a_row: int) -> None:
-            lease.failed += 1
-            self._report_soon()
+        def count_failure(consecutive_failures: int) -> None:
+            lease.failures += 1
+            self._schedule_report()
 
-        def refused() -> None:
-            lease.refused += 1
-            self._report_soon()
+        def count_refusal() -> None:
+            lease.refusals += 1
+            self._schedule_report()
 
-        upstream.on_failure, upstream.on_refusal = failed, refused
+        def end_lease() -> None:
+            # The lease ends in the next turn of the loop, because the last request is counted in this turn.
+            asyncio.get_running_loop().call_soon(self._end_lease, member.id)
 
-        def retired() -> None:
-            # In the next turn of the loop: the last request is yet to be counted.
-            asyncio.get_running_loop().call_soon(self._release, member.id)
-
-        upstream.on_retired.append(retired)
+        upstream.on_failure, upstream.on_refusal = count_failure, count_refusal
+        upstream.on_retired.append(end_lease)
         return lease
 
     def _member_report(self, id: int, lease: _Lease) -> MemberReport | None:
@@ -113,29 +128,29 @@ class Follower:
         member = MemberReport(
             id=id,
             in_flight=upstream.in_flight,
-            answered=upstream.successes - lease.answered,
-            failed=lease.failed,
-            failing=upstream.consecutive_failures,
-            refused=lease.refused,
+            successes=upstream.successes - lease.successes,
+            failures=lease.failures,
+            consecutive_failures=upstream.consecutive_failures,
+            refusals=lease.refusals,
         )
         same = upstream.in_flight == lease.in_flight
-        if same and not (member.answered or member.failed or member.refused):
+        if same and not (member.successes or member.failures or member.refusals):
             return None
-        lease.in_flight, lease.answered = upstream.in_flight, upstream.successes
-        lease.failed = lease.refused = 0
+        lease.in_flight, lease.successes = upstream.in_flight, upstream.successes
+        lease.failures = lease.refusals = 0
         return member
 
-    def _report_soon(self) -> None:
-        """Report a failure in this turn of the loop; many failures of one turn share a report."""
-        if not self._soon:
-            self._soon = True
+    def _schedule_report(self) -> None:
+        """Report in the next turn of the loop, so that several failures of one turn share a report."""
+        if not self._report_scheduled:
+            self._report_scheduled = True
             asyncio.get_running_loop().call_soon(self._report_now)
 
     def _report_now(self) -> None:
-        self._soon = False
+        self._report_scheduled = False
         self.report(asyncio.get_running_loop().time())
 
-    def _release(self, id: int) -> None:
+    def _end_lease(self, id: int) -> None:
         self._report_now()
         del self._leases[id]
-        self._send(Released(id=id))
+        self._send(LeaseEnded(id=id))

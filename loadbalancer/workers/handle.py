@@ -1,4 +1,4 @@
-"""The control plane's handle on one worker process, from its start to its end."""
+"""The worker handle: the control plane's side of one worker, through all its processes."""
 
 import asyncio
 import signal
@@ -21,34 +21,34 @@ from loadbalancer.workers.leases import Leases
 from loadbalancer.workers.messages import MAX_LINE, Message, Notice
 
 TICK = 0.25
-"""Seconds of the unit in which silence is counted. A control plane that itself stands still, for however
-long, counts one tick, and then reads what has arrived meanwhile."""
+"""The unit, in seconds, in which silence is counted. If the control plane itself pauses, the whole pause
+counts as one tick. Then the control plane reads the reports that have arrived meanwhile."""
 
 SILENT_AFTER = 1.0
-"""Seconds without a report after which another worker also accepts from the worker's socket. An error costs
-nothing: the worker goes on accepting as well."""
+"""Seconds without a report after which another worker also accepts from the worker's socket. The silent
+worker still accepts too, so a wrong guess does no harm."""
 
 STUCK_AFTER = 10.0
-"""Seconds without a report after which the worker is killed, with its connections."""
+"""Seconds without a report after which the worker is killed. Its connections break."""
 
-ENDS_WITHIN = 2.0
-"""Seconds in which a worker process that has closed its channel must end."""
+EXIT_TIMEOUT = 2.0
+"""Maximum seconds between the end of a worker's channel and the end of its process."""
 
 log = structlog.get_logger("loadbalancer.workers")
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What all workers have in common.
+    """The configuration and the objects that all workers share.
 
     Args:
-        source: Publishes the snapshots.
+        source: The publisher of snapshots.
         settings: The options.
-        metrics: Where the workers' counts are added up.
-        admin: Path of the Unix socket on which the admin application listens.
-        succession: Name of the socket on which a successor of the control plane will answer; empty: the
-            workers do not outlive the control plane.
-        certificate: What clients are served with; None: plain HTTP.
+        metrics: The metrics to which the workers' counts are added.
+        admin: The path of the Unix socket on which the admin application listens.
+        succession: The name of the socket on which a successor of the control plane will answer; empty: the
+            workers end with the control plane.
+        certificate: The certificate for client connections; None: plain HTTP.
     """
 
     source: SnapshotSource
@@ -60,25 +60,26 @@ class WorkerContext:
 
 
 class State(Enum):
-    """The state of a worker, as its handle knows it."""
+    """The state of a worker, as its handle sees it."""
 
     ENDED = auto()
-    """There is no process."""
+    """No process runs."""
     STARTING = auto()
     """The process does not serve yet."""
     SERVING = auto()
+    """The process serves clients."""
     SILENT = auto()
-    """It has served, and has sent nothing for a while."""
+    """The process has served, but has sent nothing for `SILENT_AFTER` seconds."""
     LEAVING = auto()
-    """It has been told to drain, or was killed."""
+    """The process drains, or was killed."""
 
 
 class WorkerHandle:
-    """One worker, in one process after another.
+    """Starts and directs the processes of one worker, one after the other.
 
     Args:
-        context: What all workers have in common.
-        number: From 1.
+        context: The configuration of all workers.
+        number: The number of the worker, from 1.
         on_change: Called when the state has changed.
     """
 
@@ -94,58 +95,58 @@ class WorkerHandle:
 
     @property
     def state(self) -> State:
-        """The worker's state."""
+        """The current state."""
         return self._state
 
     async def run(self, listeners: Sequence[socket.socket]) -> str:
         """Start a process, and return when it has ended.
 
-        `kill` ends it early. Cancelling it kills the process too, but does not wait for its end.
+        `kill` ends the process early. A cancellation also kills it, but does not wait for its end.
 
         Args:
-            listeners: The listening sockets of all workers. The process inherits all of them, and accepts
-                from those that `accept` names.
+            listeners: The listening sockets of all workers. The process inherits all of them. It accepts from
+                those that `accept` names.
 
         Returns:
-            How the process has ended, in words.
+            The way in which the process has ended, in words.
 
         Raises:
-            OSError: It could not be started.
+            OSError: The process could not be started.
         """
         self._enter(State.STARTING)
         try:
             self._process, channel = await _spawn(listeners)
             reader, self._writer = await asyncio.open_connection(sock=channel, limit=MAX_LINE)
-            return await self._attend(self._process, reader)
+            return await self._direct(self._process, reader)
         finally:
             if self._process is not None:
-                _kill(self._process)  # of no effect, unless this was broken off
+                _kill(self._process)  # has an effect only after an exception
             if self._writer is not None:
                 self._writer.close()
             self._writer = self._process = None
-            self._leases.end()
+            self._leases.end_all()
             self._enter(State.ENDED)
 
     def accept(self, sockets: list[int]) -> None:
-        """Have it accept from these sockets alone, by their indices."""
+        """Make the worker accept from these sockets and no others, by their indices."""
         if sockets != self._sockets and self._state in (State.SERVING, State.SILENT):
             self._sockets = sockets
             self._send(messages.Accept(listeners=sockets))
 
     def send_rotation(self) -> None:
-        """Send it the rotation, if that has changed."""
+        """Send the rotation to the worker if it has changed."""
         if self._writer is not None and (rotation := self._leases.rotation()) is not None:
             self._send(rotation)
 
     def renew(self, certificate: Certificate) -> None:
-        """Have it use another certificate."""
+        """Make the worker use another certificate."""
         self._send(messages.Renew(certificate=messages.Pem.of(certificate.pair)))
 
     def drain(self, patience: float) -> None:
-        """Have it let its requests in flight end, and end; a worker that has none yet ends at once.
+        """Make the worker finish its requests in flight and end. A worker that is starting ends at once.
 
         Args:
-            patience: Seconds for the requests in flight.
+            patience: Maximum seconds for the requests in flight.
         """
         if self._state is State.STARTING:
             self.kill()
@@ -154,17 +155,17 @@ class WorkerHandle:
             self._enter(State.LEAVING)
 
     def kill(self) -> None:
-        """Kill its process, if there is one."""
+        """Kill the worker's process, if one runs."""
         if self._state is not State.ENDED:
             self._enter(State.LEAVING)
             if self._process is not None:
                 _kill(self._process)
 
-    # -- within -------------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------------
 
-    async def _attend(self, process: Process, reader: asyncio.StreamReader) -> str:
-        """Talk to the process until it has ended."""
-        if self._state is State.LEAVING:  # it was killed before it was there
+    async def _direct(self, process: Process, reader: asyncio.StreamReader) -> str:
+        """Exchange messages with the process until it has ended; return the way in which it has ended."""
+        if self._state is State.LEAVING:  # `kill` was called while the process was being created
             _kill(process)
         certificate = self._context.certificate
         self._send(
@@ -181,18 +182,18 @@ class WorkerHandle:
         fault = await self._listen(reader)
         if not fault:
             with suppress(TimeoutError):
-                async with asyncio.timeout(ENDS_WITHIN):
-                    return _ending(await process.wait())
+                async with asyncio.timeout(EXIT_TIMEOUT):
+                    return _describe_exit(await process.wait())
             fault = "closed its channel and did not end"
         _kill(process)
         await process.wait()
         return f"{fault}, and was killed"
 
     async def _listen(self, reader: asyncio.StreamReader) -> str:
-        """Take in what it sends until the channel ends.
+        """Receive notices until the channel ends, or until the worker is at fault.
 
         Returns:
-            What is wrong with the worker, if it has to be killed; else nothing.
+            The fault for which the worker must be killed; empty: none.
         """
         ticks = 0
         try:
@@ -214,15 +215,15 @@ class WorkerHandle:
         except ConnectionError:
             return ""
         except (ValueError, KeyError) as error:
-            return f"sent a message that makes no sense ({error})"
+            return f"sent an invalid message ({error})"
 
     def _receive(self, notice: Notice) -> None:
         if isinstance(notice, messages.Report):
             self._leases.take(notice)
-        elif isinstance(notice, messages.Released):
-            self._leases.released(notice.id)
+        elif isinstance(notice, messages.LeaseEnded):
+            self._leases.end_one(notice.id)
         if self._state is State.SILENT:
-            log.info("worker heard again", worker=self.number)
+            log.info("worker serving again", worker=self.number)
             self._enter(State.SERVING)
         elif isinstance(notice, messages.Ready) and self._state is State.STARTING:
             self._enter(State.SERVING)
@@ -238,20 +239,20 @@ class WorkerHandle:
 
 
 async def _spawn(listeners: Sequence[socket.socket]) -> tuple[Process, socket.socket]:
-    """Start a worker process; returns it with this end of the channel."""
-    ours, theirs = socket.socketpair()
-    descriptors = [theirs.fileno(), *(listener.fileno() for listener in listeners)]
+    """Start a worker process; return it and the control plane's end of the channel."""
+    channel, worker_end = socket.socketpair()
+    descriptors = [worker_end.fileno(), *(listener.fileno() for listener in listeners)]
     try:
-        with theirs:
+        with worker_end:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "loadbalancer.workers.worker", *map(str, descriptors)),
                 stdin=DEVNULL,
                 pass_fds=descriptors,
             )
     except BaseException:
-        ours.close()
+        channel.close()
         raise
-    return process, ours
+    return process, channel
 
 
 def _kill(process: Process) -> None:
@@ -259,11 +260,11 @@ def _kill(process: Process) -> None:
         process.kill()
 
 
-def _ending(status: int) -> str:
-    """How a process has ended, in words.
+def _describe_exit(status: int) -> str:
+    """Describe in words how a process has ended.
 
     Args:
-        status: As `Process.wait` returns it: negative for a signal.
+        status: The result of `Process.wait`. A negative status is the number of a signal.
     """
     if status >= 0:
         return f"ended with status {status}"

@@ -1,4 +1,7 @@
-"""The messages between the control plane and its workers: one JSON object a line, over a pair of sockets."""
+"""The messages between the control plane and its workers: JSON lines over a socket pair.
+
+The control plane sends commands, and a worker sends notices.
+"""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
@@ -8,23 +11,23 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from loadbalancer.tls import KeyPair
 
 MAX_LINE = 16 << 20
-"""Bytes of the longest message: a rotation of a thousand replicas has about 150,000."""
+"""Maximum bytes of a message. A rotation of a thousand replicas has about 150,000."""
 
 PULSE = 0.1
-"""Seconds within which either side sends what has changed."""
+"""Maximum seconds until either side sends a change."""
 
 SIGN_OF_LIFE = 0.25
-"""Seconds within which a worker sends a report, even if there is no news."""
+"""Maximum seconds between two reports of a worker, even without changes."""
 
 
 class Message(BaseModel):
-    """One line. Errors about it do not quote it, because it may hold a private key."""
+    """A message. Validation errors do not quote it, because it may contain a private key."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
 
 class Pem(Message):
-    """A certificate and its key, as the control plane holds them.
+    """A certificate and its private key.
 
     Args:
         cert: PEM text, one character for each byte.
@@ -36,23 +39,23 @@ class Pem(Message):
 
     @classmethod
     def of(cls, pair: KeyPair) -> Self:
-        """The message that carries a pair."""
+        """Make the message of a pair."""
         return cls(cert=pair.cert.decode("latin-1"), key=pair.key.decode("latin-1"))
 
     def pair(self) -> KeyPair:
-        """The pair that the message carries."""
+        """Return the pair of the message."""
         return KeyPair(self.cert.encode("latin-1"), self.key.encode("latin-1"))
 
 
 class Begin(Message):
-    """The first command: what a worker has to know.
+    """The first command: the configuration of a worker.
 
     Args:
         settings: The options, without secrets.
-        admin: Path of the Unix socket on which the admin application listens.
-        succession: Name of the socket on which a successor of the control plane will answer; empty: the
-            worker does not outlive its control plane.
-        certificate: The certificate that clients are served with; None: plain HTTP.
+        admin: The path of the Unix socket on which the admin application listens.
+        succession: The name of the socket on which a successor of the control plane will answer; empty: the
+            worker ends with its control plane.
+        certificate: The certificate for client connections; None: plain HTTP.
     """
 
     kind: Literal["begin"] = "begin"
@@ -66,8 +69,8 @@ class Member(Message):
     """An upstream in rotation.
 
     Args:
-        id: Number of the worker's lease of it: an upstream that comes back gets another lease.
-        share: Fraction of its normal share of requests that it accepts.
+        id: The number of the worker's lease. An upstream that returns to the rotation gets another lease.
+        share: The fraction of its normal share of requests that it accepts.
     """
 
     id: int
@@ -80,11 +83,11 @@ class Member(Message):
 
 
 class Rotation(Message):
-    """The upstreams in rotation from now on.
+    """The current rotation.
 
     Args:
-        expects_upstream: Whether there will be a replica in rotation by and by.
-        members: The upstreams.
+        expects_upstream: Whether an upstream is expected to enter the rotation soon.
+        members: The upstreams in rotation.
     """
 
     kind: Literal["rotation"] = "rotation"
@@ -104,17 +107,17 @@ class Accept(Message):
 
 
 class Renew(Message):
-    """Use another certificate for the connections that come from now on."""
+    """Use another certificate for new connections."""
 
     kind: Literal["renew"] = "renew"
     certificate: Pem
 
 
 class Drain(Message):
-    """Take no more connections, let requests in flight end, and end.
+    """Accept no more connections, finish the requests in flight, and end.
 
     Args:
-        patience: Seconds for the requests in flight.
+        patience: Maximum seconds for the requests in flight.
     """
 
     kind: Literal["drain"] = "drain"
@@ -128,34 +131,34 @@ class Ready(Message):
 
 
 class MemberReport(Message):
-    """What has become of the requests to one upstream since the last report.
+    """The counts of one upstream since the last report.
 
     Args:
-        id: Number of the lease.
-        in_flight: Requests in flight, now.
-        answered: Answers below 500.
-        failed: Answers of 500 and above, and requests without an answer in time.
-        failing: How many of those were the latest, in a row.
-        refused: Connections that the replica did not accept.
+        id: The number of the lease.
+        in_flight: The current number of requests in flight.
+        successes: Answers below 500.
+        failures: Answers of 500 and above, and requests without an answer in time.
+        consecutive_failures: The current number of failures since the last success.
+        refusals: Connections that the replica has refused.
     """
 
     id: int
     in_flight: int
-    answered: int
-    failed: int
-    failing: int
-    refused: int
+    successes: int
+    failures: int
+    consecutive_failures: int
+    refusals: int
 
 
 class Report(Message):
-    """What a worker has counted since the last report; also its sign of life.
+    """The counts of a worker since the last report; also a sign of life.
 
     Args:
-        in_flight: Requests in flight, now; this includes requests that wait for a replica.
-        requests: Replica, status and number of requests.
-        latency: Number of requests in each bucket of the histogram.
-        seconds: Their durations together.
-        members: The upstreams about which there is news.
+        in_flight: The current number of requests in flight, including those that wait for a replica.
+        requests: Replica, status, and number of requests.
+        latency: The number of requests in each bucket of the histogram.
+        seconds: The sum of the durations.
+        members: The upstreams whose counts have changed.
     """
 
     kind: Literal["report"] = "report"
@@ -166,33 +169,33 @@ class Report(Message):
     members: list[MemberReport]
 
 
-class Released(Message):
+class LeaseEnded(Message):
     """A lease has ended: the upstream has left, and the worker has no request and no connection to it.
 
     Args:
-        id: Number of the lease.
+        id: The number of the lease.
     """
 
-    kind: Literal["released"] = "released"
+    kind: Literal["lease-ended"] = "lease-ended"
     id: int
 
 
 Command = Begin | Rotation | Accept | Renew | Drain
-"""What the control plane sends."""
+"""A message from the control plane."""
 
-Notice = Ready | Report | Released
-"""What a worker sends."""
+Notice = Ready | Report | LeaseEnded
+"""A message from a worker."""
 
 commands: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
-"""Reads a command."""
+"""Parses a command."""
 
 notices: TypeAdapter[Notice] = TypeAdapter(Annotated[Notice, Field(discriminator="kind")])
-"""Reads a notice."""
+"""Parses a notice."""
 
 Send = Callable[[Message], None]
-"""Sends a message; never waits."""
+"""Sends a message without waiting."""
 
 
 def line(message: Message) -> bytes:
-    """A message as it is sent."""
+    """Encode a message as a line."""
     return message.model_dump_json().encode() + b"\n"

@@ -1,20 +1,21 @@
-"""Which worker accepts connections from which listening socket. Pure.
+"""The assignment of listening sockets to workers. Pure.
 
-The kernel spreads new connections over all sockets of the port, whether anybody accepts from them or not.
-So every socket needs a worker that serves, also while its own worker is being started or is stuck.
+The kernel spreads new connections over all sockets of the port, even over those from which no worker accepts.
+So every socket needs a worker that serves, also while its own worker starts or is stuck.
 """
 
 from collections.abc import Sequence
 
 
-def share_out(serving: Sequence[bool]) -> list[list[int]]:
-    """Give each listening socket to the workers that accept from it.
+def assign(serving: Sequence[bool]) -> list[list[int]]:
+    """Assign each listening socket to the workers that accept from it.
 
-    A worker always has its own socket: one that starts or is silent accepts as soon as it can. The socket of
-    a worker that does not serve also goes to the next worker that does, counted in a circle.
+    A worker always has its own socket, so that a worker that starts or is silent accepts as soon as it can.
+    The socket of a worker that does not serve is also assigned to the next worker that serves; after the last
+    worker, the first one follows.
 
     Args:
-        serving: Whether each worker serves.
+        serving: For each worker, whether it serves.
 
     Returns:
         For each worker, the indices of its sockets in ascending order.

@@ -1,86 +1,86 @@
-"""How workers whose control plane was killed learn that another one has taken over.
+"""Succession: workers whose control plane was killed serve until the next control plane takes over.
 
-The control plane holds an abstract Unix socket named after the address that it serves. Only one process can
-hold it, so two load balancers cannot share a port by mistake, which SO_REUSEPORT would allow. A successor
-answers on that socket once its own workers serve.
+The control plane binds an abstract Unix socket whose name contains the address that it serves. Only one
+process can bind it. So two load balancers cannot share a port by mistake, which SO_REUSEPORT would allow. The
+next control plane, the successor, answers on this socket once its own workers serve.
 """
 
 import asyncio
 import socket
 from contextlib import suppress
 
-ASKS_EVERY = 0.2
+RETRY_INTERVAL = 0.2
 """Seconds between two attempts to reach a successor."""
 
-WAITS_FOR = 60.0
-"""Seconds after which no successor is expected any more."""
+SUCCESSION_TIMEOUT = 60.0
+"""Maximum seconds to wait for a successor."""
 
 
 def name_for(address: object) -> str:
-    """The name of the socket, in the abstract namespace, which belongs to the network namespace.
+    """Return the name of the socket, in the abstract namespace of this network namespace.
 
     Args:
-        address: The address that the port's sockets are bound to.
+        address: The address of the listening sockets.
     """
     return f"\0loadbalancer {address}"
 
 
 def claim(name: str) -> socket.socket:
-    """Become the one load balancer that serves an address with workers.
+    """Claim an address, so that no other load balancer serves it with workers.
 
     Args:
-        name: See `name_for`.
+        name: A name from `name_for`.
 
     Returns:
-        The socket that holds the claim until it is closed.
+        The claim: a socket that keeps other load balancers off until it is closed.
 
     Raises:
-        OSError: Another load balancer holds it.
+        OSError: Another load balancer has claimed the address.
     """
-    held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    claimed = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        held.bind(name)
-        held.listen()
+        claimed.bind(name)
+        claimed.listen()
     except OSError:
-        held.close()
+        claimed.close()
         raise
-    return held
+    return claimed
 
 
-def name_of(held: socket.socket) -> str:
-    """The name of a socket that `claim` has returned."""
-    name: bytes = held.getsockname()
+def name_of(claimed: socket.socket) -> str:
+    """Return the name of a socket from `claim`."""
+    name: bytes = claimed.getsockname()
     return name.decode()
 
 
-async def announce(held: socket.socket) -> asyncio.Server:
-    """Answer workers of a predecessor that ask whether a successor serves."""
+async def announce(claimed: socket.socket) -> asyncio.Server:
+    """Answer the workers of the previous control plane: the successor's own workers serve."""
 
-    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             writer.write(b"!")
             await writer.drain()
         writer.close()
 
-    return await asyncio.start_unix_server(say, sock=held)
+    return await asyncio.start_unix_server(answer, sock=claimed)
 
 
 def _connect(name: str) -> socket.socket:
-    # Not by the loop: uvloop takes abstract names for paths. On one machine this never waits.
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # uvloop treats abstract names as paths, so it cannot connect. A Unix socket connects without waiting.
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        made.setblocking(False)
-        made.connect(name)
+        connection.setblocking(False)
+        connection.connect(name)
     except OSError:
-        made.close()
+        connection.close()
         raise
-    return made
+    return connection
 
 
-async def successor(name: str) -> bool:
-    """Wait for a successor; returns whether one has answered within `WAITS_FOR` seconds."""
+async def wait_for_successor(name: str) -> bool:
+    """Wait for a successor; return whether one has answered within `SUCCESSION_TIMEOUT` seconds."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(WAITS_FOR):
+        async with asyncio.timeout(SUCCESSION_TIMEOUT):
             while True:
                 with suppress(OSError):
                     reader, writer = await asyncio.open_unix_connection(sock=_connect(name))
@@ -89,5 +89,5 @@ async def successor(name: str) -> bool:
                             return True
                     finally:
                         writer.close()
-                await asyncio.sleep(ASKS_EVERY)
+                await asyncio.sleep(RETRY_INTERVAL)
     return False

@@ -1,7 +1,7 @@
-"""The supervisor of the workers: keeps them running, and every listening socket served.
+"""The supervisor of the workers: restarts workers that end, and assigns every listening socket to a worker.
 
-Counts that are made in other processes are known here within `PULSE` seconds, and at once when a replica
-fails. A replica that has left is known to be idle for certain all the same (see `leases`).
+The control plane learns the counts of the workers within `PULSE` seconds, and at once when a request fails.
+It knows for certain when a replica that has left is idle (see `leases`).
 """
 
 import asyncio
@@ -12,95 +12,95 @@ from contextlib import asynccontextmanager, suppress
 import structlog
 
 from loadbalancer.tls import Certificate
-from loadbalancer.workers.handle import ENDS_WITHIN, State, WorkerContext, WorkerHandle
+from loadbalancer.workers.handle import EXIT_TIMEOUT, State, WorkerContext, WorkerHandle
 from loadbalancer.workers.messages import PULSE
-from loadbalancer.workers.sharing import share_out
+from loadbalancer.workers.sharing import assign
 
-STEADY = 10.0
-"""Seconds after which the end of a worker does not count as a failure to start."""
+STABLE_AFTER = 10.0
+"""Seconds of running after which the end of a worker no longer counts as a failed start."""
 
-PAUSE, LONGEST_PAUSE = 0.1, 10.0
-"""Seconds before a worker is started again: doubled for each one in a row that was not steady."""
+MIN_PAUSE, MAX_PAUSE = 0.1, 10.0
+"""Bounds, in seconds, of the pause before a restart. The pause doubles with each consecutive failed start."""
 
 log = structlog.get_logger("loadbalancer.workers")
 
 
 class Supervisor:
-    """Keeps the workers running; made by `supervise`.
+    """Keeps the workers running. `supervise` makes one.
 
     Args:
-        context: What all workers have in common.
-        listeners: A listening socket for each worker. They stay open here, so that connections that wait in
-            the socket of a worker that has ended can be accepted by another.
+        context: The configuration of all workers.
+        listeners: A listening socket for each worker. They stay open in this process. So when a worker ends,
+            another one can accept the connections that wait in its socket.
     """
 
     def __init__(self, context: WorkerContext, listeners: Sequence[socket.socket]) -> None:
         self._context = context
         self._listeners = listeners
         self._workers = [
-            WorkerHandle(context, number, self._changed) for number in range(1, len(listeners) + 1)
+            WorkerHandle(context, number, self._on_change) for number in range(1, len(listeners) + 1)
         ]
         self._ready = asyncio.Event()
         self._ending = asyncio.Event()
         self._ended = asyncio.Event()
 
     async def ready(self) -> None:
-        """Return when all workers have served at the same time."""
+        """Return once all workers have served at the same time."""
         await self._ready.wait()
 
     async def drain(self, patience: float) -> None:
-        """Have the workers take no more connections, and return when all have ended, or when time is up.
+        """Make the workers drain, and return when all have ended or the time is up.
 
         Args:
-            patience: Seconds for requests in flight; the processes have `ENDS_WITHIN` seconds more to end.
+            patience: Maximum seconds for requests in flight. `EXIT_TIMEOUT` seconds are added for the exit.
         """
         self._ending.set()
         for worker in self._workers:
             worker.drain(patience)
         with suppress(TimeoutError):
-            async with asyncio.timeout(patience + ENDS_WITHIN):
+            async with asyncio.timeout(patience + EXIT_TIMEOUT):
                 await self._ended.wait()
 
     async def end(self) -> None:
-        """Kill the workers that are left, and return when all have ended."""
+        """Kill the workers that still run, and return when all have ended."""
         self._ending.set()
         for worker in self._workers:
             worker.kill()
         await self._ended.wait()
 
     def renew(self, certificate: Certificate) -> None:
-        """Have the workers use another certificate."""
+        """Make the workers use another certificate."""
         for worker in self._workers:
             worker.renew(certificate)
 
-    # -- within -------------------------------------------------------------------------------------
-
     async def run(self) -> None:
-        """Keep the workers running, until `drain` or `end` is called."""
+        """Keep the workers running until `drain` or `end` is called."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 for worker in self._workers:
-                    tasks.create_task(self._keep(worker), name=f"worker {worker.number}")
+                    tasks.create_task(self._keep_running(worker), name=f"worker {worker.number}")
                 tasks.create_task(self._send_rotations(), name="rotations for the workers")
         finally:
             self._ended.set()
 
-    async def _keep(self, worker: WorkerHandle) -> None:
-        """Start a worker again whenever it ends, without haste when it does not last."""
+    # -- internals ----------------------------------------------------------------------------------
+
+    async def _keep_running(self, worker: WorkerHandle) -> None:
+        """Restart a worker whenever it ends, after a pause that grows with each failed start."""
         clock = asyncio.get_running_loop().time
         failed_starts = 0
         while not self._ending.is_set():
-            began = clock()
+            started = clock()
             try:
-                how = await worker.run(self._listeners)
+                reason = await worker.run(self._listeners)
             except OSError as error:
-                how = f"could not be started: {error}"
+                reason = f"could not be started: {error}"
             if self._ending.is_set():
                 return
-            log.error("worker lost", worker=worker.number, reason=how)
-            failed_starts = failed_starts + 1 if clock() - began < STEADY else 0
+            log.error("worker lost", worker=worker.number, reason=reason)
+            failed_starts = failed_starts + 1 if clock() - started < STABLE_AFTER else 0
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(PAUSE * 2.0**failed_starts, LONGEST_PAUSE)):
+                async with asyncio.timeout(min(MIN_PAUSE * 2.0**failed_starts, MAX_PAUSE)):
                     await self._ending.wait()
 
     async def _send_rotations(self) -> None:
@@ -111,22 +111,22 @@ class Supervisor:
                 async with asyncio.timeout(PULSE):
                     await self._context.source.next_snapshot()
 
-    def _changed(self) -> None:
-        """The state of a worker has changed: share the listening sockets out again."""
+    def _on_change(self) -> None:
+        """Assign the listening sockets again, because the state of a worker has changed."""
         serving = [worker.state is State.SERVING for worker in self._workers]
         if all(serving):
             self._ready.set()
         if not self._ending.is_set():
-            for worker, sockets in zip(self._workers, share_out(serving), strict=True):
+            for worker, sockets in zip(self._workers, assign(serving), strict=True):
                 worker.accept(sockets)
 
 
 @asynccontextmanager
 async def supervise(context: WorkerContext, listeners: Sequence[socket.socket]) -> AsyncIterator[Supervisor]:
-    """Run workers for as long as a `with` block lasts.
+    """Run workers for the duration of a `with` block.
 
     Args:
-        context: What all workers have in common.
+        context: The configuration of all workers.
         listeners: A listening socket for each worker.
     """
     supervisor = Supervisor(context, listeners)

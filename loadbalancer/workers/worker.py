@@ -1,10 +1,12 @@
-"""The worker process: a fast lane that the control plane directs. `handle` starts it, with its channel and
-the listening sockets of all workers.
+"""The worker process: a fast lane that the control plane directs.
 
-It ignores the signals that are meant for the whole load balancer: the control plane tells it when to end.
-When the control plane is gone without a word, the worker goes on for as long as its replicas do. Containers
-go on, so the worker serves until a successor of the control plane does. Processes end with their control
-plane, and the worker ends too.
+`handle` starts the process, and passes it a channel and the listening sockets of all workers. The process
+ignores the signals that are meant for the whole load balancer, because the control plane sends a command to
+end.
+
+If the control plane is killed, the worker serves as long as its replicas run. Containers outlive the control
+plane, so the worker serves until a successor takes over. Replica processes end with the control plane, and so
+does the worker.
 """
 
 import asyncio
@@ -29,38 +31,38 @@ from loadbalancer.tls import Certificate, CertificateError
 from loadbalancer.workers import messages
 from loadbalancer.workers.follower import Follower
 from loadbalancer.workers.messages import MAX_LINE, PULSE, Message
-from loadbalancer.workers.succession import successor
+from loadbalancer.workers.succession import wait_for_successor
 
 log = structlog.get_logger("loadbalancer.workers")
 
 
 def main() -> int:
-    """Serve until told to end.
+    """Serve until the control plane sends the command to end.
 
     Returns:
-        The exit status: 1 after an error of ours, which is in the log with its trace.
+        The exit status: 0, or 1 after an unexpected error, which is in the log with its trace.
     """
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    configure_logs("auto", "info")  # until the options are known
+    configure_logs("auto", "info")  # until the options arrive
     channel, *listeners = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(channel, listeners))
+            runner.run(_serve(channel, listeners))
     except Exception:
         log.exception("worker failed")
         return 1
     return 0
 
 
-async def _work(channel: socket.socket, listeners: Sequence[socket.socket]) -> None:
+async def _serve(channel: socket.socket, listeners: Sequence[socket.socket]) -> None:
     reader, writer = await asyncio.open_connection(sock=channel, limit=MAX_LINE)
     try:
         first = await reader.readline()
         if not first:
-            return  # the control plane has ended meanwhile
+            return  # the control plane has ended
         begin = messages.Begin.model_validate_json(first)
-        settings = _share(Settings.model_validate(begin.settings))
+        settings = _with_own_share(Settings.model_validate(begin.settings))
         configure_logs(settings.log_format, settings.log_level)
 
         def send(message: Message) -> None:
@@ -79,22 +81,22 @@ async def _work(channel: socket.socket, listeners: Sequence[socket.socket]) -> N
             acceptor = _Acceptor(lane, listeners, certificate)
             await _obey(reader, acceptor, follower, send)
             if begin.succession and not lane.closing:
-                acceptor.let_go_of_spares()
-                log.warning("the control plane has gone: serving on until another takes over")
-                if not await successor(begin.succession):
-                    log.error("no other control plane has taken over")
+                acceptor.close_listeners()
+                log.warning("the control plane has ended: this worker serves until a successor takes over")
+                if not await wait_for_successor(begin.succession):
+                    log.error("no successor of the control plane has taken over")
                 await acceptor.drain(settings.drain_timeout)
     finally:
         writer.close()
 
 
 class _Acceptor:
-    """The listening sockets, and the lane that accepts connections from some of them.
+    """Accepts connections for the lane from some of the listening sockets.
 
     Args:
-        lane: Serves the connections.
+        lane: The lane that serves the connections.
         listeners: The sockets of all workers.
-        certificate: What clients are served with; None: plain HTTP.
+        certificate: The certificate for client connections; None: plain HTTP.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class _Acceptor:
         self._accepting: dict[int, socket.socket] = {}
 
     async def accept(self, indices: Sequence[int]) -> None:
-        """Accept from these sockets, and from no others."""
+        """Accept from these sockets and no others, by their indices."""
         for index in self._accepting.keys() - set(indices):
             self.lane.stop_listening(self._accepting.pop(index))
         context = self._certificate.context if self._certificate else None
@@ -114,39 +116,43 @@ class _Acceptor:
             if index in self._accepting:
                 continue
             try:
-                # The lane closes the sockets that it is given, and this one may be wanted again.
+                # The lane closes its sockets. A duplicate keeps the socket for a later command.
                 listener = self._listeners[index].dup()
                 await self.lane.listen(listener, context)
             except OSError as error:
                 if not self._accepting:
-                    raise  # there is nothing that it could serve
+                    raise  # the worker cannot serve at all
                 log.error("cannot accept for another worker", reason=str(error))
             else:
                 self._accepting[index] = listener
 
     def renew(self, certificate: messages.Pem) -> None:
-        """Use another certificate for the connections that come from now on."""
+        """Use another certificate for new connections."""
         if self._certificate is not None:
             try:
                 self._certificate.replace(certificate.pair())
-            except CertificateError as error:  # the pair is good, but there may be no file left to open
+            except CertificateError as error:  # The pair is valid, but file descriptors may be exhausted.
                 log.error("certificate not replaced", reason=str(error))
 
-    def let_go_of_spares(self) -> None:
-        """Keep only what is accepted from: a socket that stays open gets connections, served or not."""
+    def close_listeners(self) -> None:
+        """Close all sockets except those in use. The kernel gives connections to every open socket."""
         while self._listeners:
             self._listeners.pop().close()
 
     async def drain(self, patience: float) -> None:
-        """Take no more connections, and return when the requests in flight have ended."""
-        self.let_go_of_spares()
+        """Accept no more connections, and return when the requests in flight have ended.
+
+        Args:
+            patience: Maximum seconds for the requests in flight.
+        """
+        self.close_listeners()
         await self.lane.drain(patience)
 
 
 async def _obey(
     reader: asyncio.StreamReader, acceptor: _Acceptor, follower: Follower, send: messages.Send
 ) -> None:
-    """Do what the control plane says, until it has nothing more to say."""
+    """Execute the commands of the control plane until it sends `Drain` or ends."""
     ready = False
     with contextlib.suppress(ConnectionError):
         while line := await reader.readline():
@@ -167,7 +173,7 @@ async def _obey(
 
 @contextlib.asynccontextmanager
 async def _reports(follower: Follower) -> AsyncIterator[None]:
-    """Send reports for as long as a `with` block lasts, and a last one at its end."""
+    """Send reports for the duration of a `with` block, and a last one at its end."""
     loop = asyncio.get_running_loop()
 
     async def report() -> None:
@@ -202,12 +208,12 @@ async def _http2(
         yield http2
 
 
-def _share(settings: Settings) -> Settings:
-    """This worker's share of the bounds that hold for all workers together, rounded up."""
-    shared = {
-        name: -(-getattr(settings, name) // settings.workers) for name in ("queue_size", "max_connections")
-    }
-    return settings.model_copy(update=shared)
+def _with_own_share(settings: Settings) -> Settings:
+    """Divide the limits for all workers together by the number of workers, rounded up."""
+    names = ("queue_size", "max_connections")
+    return settings.model_copy(
+        update={name: -(-getattr(settings, name) // settings.workers) for name in names}
+    )
 
 
 if __name__ == "__main__":

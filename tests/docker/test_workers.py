@@ -38,7 +38,7 @@ def test_a_worker_that_dies_without_a_control_plane_takes_its_part_of_the_port_a
         orphans = workers(lb)
         lb.process.kill()
         lb.process.wait()
-        lb.wait_for("the control plane has gone: serving on until another takes over", 2)
+        lb.wait_for("the control plane has ended: this worker serves until a successor takes over", 2)
         os.kill(orphans[0], signal.SIGKILL)
         eventually(lambda: not Path(f"/proc/{orphans[0]}").exists(), "it has ended")
         for _ in range(40):

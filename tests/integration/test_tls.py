@@ -187,7 +187,7 @@ def test_an_answer_over_http2_is_finished_at_sigterm(issued: Issued) -> None:
         (["--tls-key", "{key}"], "--tls-key: has no effect without --tls-cert"),
         (["--tls-cert", "{cert}", "--tls-key", "/nowhere"], "cannot read /nowhere: No such file"),
         (["--tls-cert", "/nowhere", "--tls-key", "{key}"], "cannot read /nowhere: No such file"),
-        (["--tls-cert", "{key}", "--tls-key", "{key}"], "are no pair to use"),
+        (["--tls-cert", "{key}", "--tls-key", "{key}"], "cannot use"),
     ],
 )
 def test_what_cannot_be_used_is_named_before_anything_starts(

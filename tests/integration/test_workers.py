@@ -1,4 +1,4 @@
-"""Data planes in processes of their own: one fleet, one set of books, whoever carries the request."""
+"""Workers: several processes serve one port for one fleet, and their counts add up."""
 
 import os
 import re
@@ -30,7 +30,7 @@ if "loadbalancer.workers.worker" in sys.orig_argv:
             raise RuntimeError("out of luck")
         socket.socket.dup = dup
 """
-"""`sitecustomize`: workers end at their start, or fail, while a file of that name is there."""
+"""A `sitecustomize` module: workers exit at their start, or raise, while a file `exit` or `raise` exists."""
 
 ODD = ("--command", replica("odd"), "--workers", "2")
 
@@ -43,7 +43,7 @@ def lb() -> Iterator[LoadBalancer]:
 
 
 def workers(lb: LoadBalancer) -> list[int]:
-    """The process ids of its workers."""
+    """Return the process ids of the workers."""
     pid = lb.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [
@@ -53,7 +53,7 @@ def workers(lb: LoadBalancer) -> list[int]:
 
 @contextmanager
 def sabotaged(folder: Path, *options: str) -> Iterator[LoadBalancer]:
-    """A load balancer whose workers cannot start while `folder` has a file `exit` or `raise`."""
+    """Run a load balancer whose workers cannot start while `folder` has a file `exit` or `raise`."""
     (folder / "sitecustomize.py").write_text(SABOTAGE)
     env = {"PYTHONPATH": str(folder), "SABOTAGE": str(folder)}
     with LoadBalancer(*ODD, *options, replicas=2, env=env) as lb:
@@ -62,12 +62,12 @@ def sabotaged(folder: Path, *options: str) -> Iterator[LoadBalancer]:
 
 
 def accepting(pid: int) -> int:
-    """From how many listening sockets a worker accepts: it holds those twice."""
+    """Count the listening sockets from which a worker accepts: it has two descriptors for each of them."""
     links = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
             links.append(os.readlink(descriptor))
-        except FileNotFoundError:  # closed meanwhile
+        except FileNotFoundError:  # closed since the listing
             continue
     return sum(count == 2 for link, count in Counter(links).items() if link.startswith("socket:"))
 
@@ -88,7 +88,7 @@ def in_background(ask: Callable[[], Reply]) -> tuple[threading.Thread, list[Repl
 
 @contextmanager
 def loading(ask: Callable[[], int]) -> Iterator[list[int]]:
-    """Ask again and again, four at a time, while a `with` block lasts: the statuses of the answers."""
+    """Send requests from four threads during a `with` block, and collect the statuses of the answers."""
     stop = threading.Event()
     statuses: list[int] = []
 
@@ -110,9 +110,9 @@ def loading(ask: Callable[[], int]) -> Iterator[list[int]]:
             thread.join()
 
 
-def test_what_they_count_adds_up(lb: LoadBalancer) -> None:
+def test_the_counts_of_the_workers_add_up(lb: LoadBalancer) -> None:
     assert len(workers(lb)) == 2
-    for number in range(40):  # each on a connection of its own, which the kernel gives to one or the other
+    for number in range(40):  # each on its own connection, which the kernel gives to one of the workers
         assert lb.call("GET", f"/{number}").status == 200
     eventually(lambda: counted(lb) == 40, "all requests are counted")
     text = lb.call("GET", "/lb/metrics").body.decode()
@@ -120,7 +120,7 @@ def test_what_they_count_adds_up(lb: LoadBalancer) -> None:
     assert "lb_requests_in_flight 0.0" in text
 
 
-def test_both_carry_requests(lb: LoadBalancer) -> None:
+def test_both_workers_serve_requests(lb: LoadBalancer) -> None:
     def time_used(pid: int) -> int:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
@@ -135,7 +135,7 @@ def test_both_carry_requests(lb: LoadBalancer) -> None:
     eventually(both_have_worked, "both workers spend time")
 
 
-def test_rm_waits_for_what_is_in_flight_in_a_worker(lb: LoadBalancer) -> None:
+def test_rm_waits_for_requests_in_flight_in_a_worker(lb: LoadBalancer) -> None:
     asking, replies = in_background(lambda: lb.call("GET", "/slow?seconds=1"))
     eventually(lambda: sum(r["in_flight"] for r in lb.state().values()) == 1, "the request is in flight")
     (busy,) = [name for name, state in lb.state().items() if state["in_flight"]]
@@ -145,7 +145,7 @@ def test_rm_waits_for_what_is_in_flight_in_a_worker(lb: LoadBalancer) -> None:
     assert busy not in lb.members()
 
 
-def test_replicas_come_and_go_without_a_lost_request(lb: LoadBalancer) -> None:
+def test_no_request_is_lost_while_replicas_come_and_go(lb: LoadBalancer) -> None:
     with loading(lambda: request(lb.port, "GET", "/x").status) as statuses:
         for _ in range(4):
             assert lb.call("POST", "/add", {"n": 1, "hostnames": ["extra"]}).status == 200
@@ -157,9 +157,9 @@ def test_replicas_come_and_go_without_a_lost_request(lb: LoadBalancer) -> None:
     assert len(statuses) > 50
 
 
-def test_a_worker_that_dies_is_replaced_and_its_books_are_closed(lb: LoadBalancer) -> None:
+def test_a_worker_that_dies_is_replaced_and_its_leases_end(lb: LoadBalancer) -> None:
     held = []
-    for _ in range(8):  # so that each of the two holds some
+    for _ in range(8):  # enough for each of the two workers to get some
         connection = socket.create_connection(("127.0.0.1", lb.port), timeout=20)
         connection.sendall(b"GET /slow?seconds=20 HTTP/1.1\r\nHost: x\r\n\r\n")
         held.append(connection)
@@ -169,7 +169,7 @@ def test_a_worker_that_dies_is_replaced_and_its_books_are_closed(lb: LoadBalance
     record = lb.wait_for("worker lost")
     assert record["reason"] == "was killed by signal 9 (SIGKILL)"
     for _ in range(20):
-        assert lb.call("GET", "/x").status == 200, "whoever it falls to, it is answered"
+        assert lb.call("GET", "/x").status == 200, "requests to either socket are answered"
     eventually(lambda: len(workers(lb)) == 2, "there are two again")
     assert second in workers(lb)
     for connection in held:
@@ -178,19 +178,19 @@ def test_a_worker_that_dies_is_replaced_and_its_books_are_closed(lb: LoadBalance
     assert all(r["state"] == "up" for r in lb.state().values())
 
 
-def test_they_serve_while_the_control_plane_stands_still(lb: LoadBalancer) -> None:
+def test_workers_serve_while_the_control_plane_is_paused(lb: LoadBalancer) -> None:
     before = workers(lb)
     asked = 0
     os.kill(lb.process.pid, signal.SIGSTOP)
     try:
-        until = time.monotonic() + 11  # longer than a worker may be silent
+        until = time.monotonic() + 11  # longer than the permitted silence of a worker
         while time.monotonic() < until:
             assert lb.call("GET", "/x").status == 200
             asked += 1
     finally:
         os.kill(lb.process.pid, signal.SIGCONT)
-    eventually(lambda: counted(lb) == asked, "what happened meanwhile is counted")
-    assert workers(lb) == before, "nobody is taken for stuck because the control plane was"
+    eventually(lambda: counted(lb) == asked, "the requests during the pause are counted")
+    assert workers(lb) == before, "the pause does not count as silence of the workers"
 
 
 @pytest.mark.parametrize(
@@ -212,25 +212,25 @@ def test_a_worker_that_cannot_start_leaves_no_part_of_the_port_without_service(t
         (tmp_path / "exit").touch()
         os.kill(killed, signal.SIGKILL)
         lb.wait_for("worker lost", 2)
-        for _ in range(40):  # each falls to one socket or the other
+        for _ in range(40):  # each connection goes to one of the two sockets
             assert request(lb.port, "GET", "/x", timeout=10).status == 200
         assert lb.wait_for("worker lost", 2)["reason"] == "ended with status 3"
         assert accepting(other) == 2
         (tmp_path / "exit").unlink()
         eventually(lambda: len(workers(lb)) == 2, "there are two again")
-        eventually(lambda: accepting(other) == 1, "the socket is given back")
+        eventually(lambda: accepting(other) == 1, "the socket is returned")
         replacement = next(pid for pid in workers(lb) if pid != other)
         assert accepting(replacement) == 1
 
 
-def test_an_error_of_ours_in_a_worker_is_logged_with_its_trace(tmp_path: Path) -> None:
+def test_an_unexpected_error_in_a_worker_is_logged_with_its_trace(tmp_path: Path) -> None:
     with sabotaged(tmp_path) as lb:
         (tmp_path / "raise").touch()
         os.kill(workers(lb)[0], signal.SIGKILL)
         trace = str(lb.wait_for("worker failed")["exception"])
         assert "out of luck" in trace
         assert "sitecustomize" in trace
-        assert "locals" not in trace, "they may hold the private key"
+        assert "locals" not in trace, "local variables may contain the private key"
         assert lb.wait_for("worker lost", 2)["reason"] == "ended with status 1"
         (tmp_path / "raise").unlink()
         assert not [record for record in lb.records if "Traceback" in record["event"]]
@@ -240,7 +240,7 @@ def test_connections_that_wait_for_a_worker_that_dies_are_served_by_another(tmp_
     with sabotaged(tmp_path) as lb:
         (tmp_path / "exit").touch()
         victim = workers(lb)[0]
-        os.kill(victim, signal.SIGSTOP)  # what comes now waits in the kernel
+        os.kill(victim, signal.SIGSTOP)  # new connections of its socket wait in the kernel
         waiting = [socket.create_connection(("127.0.0.1", lb.port), timeout=20) for _ in range(40)]
         os.kill(victim, signal.SIGKILL)
         for connection in waiting:
@@ -251,7 +251,7 @@ def test_connections_that_wait_for_a_worker_that_dies_are_served_by_another(tmp_
         (tmp_path / "exit").unlink()
 
 
-def test_a_worker_that_is_stuck_holds_new_connections_up_for_a_moment_only(lb: LoadBalancer) -> None:
+def test_another_worker_soon_accepts_from_the_socket_of_a_stuck_worker(lb: LoadBalancer) -> None:
     before = workers(lb)
     stuck, other = before
     os.kill(stuck, signal.SIGSTOP)
@@ -262,12 +262,12 @@ def test_a_worker_that_is_stuck_holds_new_connections_up_for_a_moment_only(lb: L
     for connection in waiting:
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
         connection.close()
-    assert time.monotonic() - began < 8, "well before the worker is taken for stuck"
+    assert time.monotonic() - began < 8, "well before the stuck worker is killed"
     lb.wait_for("worker silent")
     assert accepting(other) == 2
     os.kill(stuck, signal.SIGCONT)
-    lb.wait_for("worker heard again")
-    eventually(lambda: accepting(other) == 1, "the socket is given back")
+    lb.wait_for("worker serving again")
+    eventually(lambda: accepting(other) == 1, "the socket is returned")
     assert workers(lb) == before
     assert lb.call("GET", "/x").status == 200
 
@@ -281,16 +281,16 @@ def test_a_worker_that_is_stuck_is_replaced(lb: LoadBalancer) -> None:
     assert lb.call("GET", "/x").status == 200
 
 
-def test_a_stuck_worker_does_not_hold_the_end_up_for_longer_than_the_drain() -> None:
+def test_a_stuck_worker_does_not_delay_the_shutdown_beyond_the_drain_timeout() -> None:
     with LoadBalancer(*ODD, "--drain-timeout", "0.5", replicas=1) as lb:
         lb.wait_for("workers ready")
         os.kill(workers(lb)[0], signal.SIGSTOP)
         began = time.monotonic()
         assert lb.stop() == 0
-        assert time.monotonic() - began < 8, "well before the worker is taken for stuck"
+        assert time.monotonic() - began < 8, "well before the stuck worker is killed"
 
 
-def test_sigterm_lets_them_finish(lb: LoadBalancer) -> None:
+def test_workers_finish_their_requests_after_sigterm(lb: LoadBalancer) -> None:
     asking = [in_background(lambda: lb.call("GET", "/slow?seconds=1")) for _ in range(6)]
     eventually(lambda: sum(r["in_flight"] for r in lb.state().values()) == 6, "all are in flight")
     lb.process.send_signal(signal.SIGTERM)
@@ -302,13 +302,13 @@ def test_sigterm_lets_them_finish(lb: LoadBalancer) -> None:
     assert lb.process.wait(20) == 0
 
 
-def test_the_end_of_the_control_plane_is_theirs_when_replicas_are_processes(lb: LoadBalancer) -> None:
+def test_workers_end_with_the_control_plane_when_replicas_are_processes(lb: LoadBalancer) -> None:
     orphans = workers(lb)
     lb.kill()
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans), "they have ended")
 
 
-def test_a_port_is_not_shared_by_two(lb: LoadBalancer) -> None:
+def test_two_load_balancers_cannot_share_a_port(lb: LoadBalancer) -> None:
     for count in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-m", "loadbalancer", "serve", "--port", str(lb.port), "--workers", count],
@@ -320,7 +320,7 @@ def test_a_port_is_not_shared_by_two(lb: LoadBalancer) -> None:
         assert f"cannot listen on 127.0.0.1:{lb.port}: Address already in use" in done.stderr
 
 
-def test_a_replica_that_fails_everywhere_is_ejected() -> None:
+def test_the_failures_that_several_workers_see_eject_a_replica() -> None:
     failing = 'case "$HOSTNAME" in Server-1) export FAIL=1;; esac; exec python'
     command = f"sh -c '{failing} {replica('odd').removeprefix('python ')}'"
     options = ("--workers", "2", "--command", command, "--policy", "round-robin", "--eject-after", "3")
@@ -328,12 +328,12 @@ def test_a_replica_that_fails_everywhere_is_ejected() -> None:
         lb.wait_for("workers ready")
         statuses = [lb.call("GET", "/maybe").status for _ in range(30)]
         lb.wait_for("replica ejected", replica="Server-1")
-        assert 3 <= statuses.count(500) < 10, "what each worker has seen is put together"
+        assert 3 <= statuses.count(500) < 10, "the failures of the workers are added up"
         assert lb.state()["Server-1"]["reason"] == "ejected for 5 s after 3 failed requests in a row"
         assert {lb.call("GET", "/maybe").status for _ in range(20)} == {200}
 
 
-def test_https_by_workers(tmp_path: Path) -> None:
+def test_workers_serve_https_and_get_a_renewed_certificate(tmp_path: Path) -> None:
     issued = Issued(tmp_path)
     with LoadBalancer(*issued.options, *ODD, replicas=1) as lb:
         lb.wait_for("workers ready")
@@ -345,7 +345,7 @@ def test_https_by_workers(tmp_path: Path) -> None:
         lb.wait_for("certificate reloaded")
 
         def is_renewed() -> bool:
-            """Whether both workers, most likely, have the new certificate."""
+            """Check 20 connections, so that both workers most likely serve some of them."""
             try:
                 return all(
                     speak_http1(issued.connect(lb.port), "/rep").startswith("HTTP/1.1 200") for _ in range(20)
@@ -356,7 +356,7 @@ def test_https_by_workers(tmp_path: Path) -> None:
         eventually(is_renewed, "every connection gets the new certificate")
 
 
-def test_workers_get_the_certificate_that_was_good_when_the_files_have_become_bad(tmp_path: Path) -> None:
+def test_restarted_workers_get_the_last_valid_certificate_when_the_files_are_invalid(tmp_path: Path) -> None:
     issued = Issued(tmp_path)
     secret = issued.key.read_text().splitlines()[1]
     with LoadBalancer(*issued.options, *ODD, replicas=1) as lb:
@@ -378,8 +378,8 @@ def test_workers_get_the_certificate_that_was_good_when_the_files_have_become_ba
         assert secret not in str(lb.records)
 
 
-def test_a_burst_of_connections_is_spread(lb: LoadBalancer) -> None:
-    """In flight is bounded by each worker for its own requests: together, within the sum of the bounds."""
+def test_a_burst_of_connections_is_spread_over_the_replicas(lb: LoadBalancer) -> None:
+    """Each worker bounds the load by its own requests, so the sum is within the sum of the bounds."""
     connections = [socket.create_connection(("127.0.0.1", lb.port), timeout=20) for _ in range(40)]
     for connection in connections:
         connection.sendall(b"GET /slow?seconds=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -388,7 +388,7 @@ def test_a_burst_of_connections_is_spread(lb: LoadBalancer) -> None:
     while most < 40 and time.monotonic() < deadline:
         loads = [state["in_flight"] for state in lb.state().values()]
         most = max(most, sum(loads))
-        assert max(loads) <= 1.25 * 40 / 2 + 2, "the bound of 25, and one for the rounding of each worker"
+        assert max(loads) <= 1.25 * 40 / 2 + 2, "the bound of 25, and 1 for the rounding in each worker"
     assert most == 40
     for connection in connections:
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")

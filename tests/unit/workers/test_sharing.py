@@ -1,16 +1,16 @@
-"""Every listening socket has a worker that serves, if there is one."""
+"""Every listening socket is assigned to a worker that serves, if one serves."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadbalancer.workers.sharing import share_out
+from loadbalancer.workers.sharing import assign
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=16))
-def test_each_socket_is_served(serving: list[bool]) -> None:
-    shares = share_out(serving)
+def test_exactly_one_serving_worker_accepts_from_each_socket(serving: list[bool]) -> None:
+    shares = assign(serving)
     for index, share in enumerate(shares):
-        assert index in share, "a worker always has its own"
+        assert index in share, "a worker always has its own socket"
         assert share == sorted(set(share))
         if not serving[index]:
             assert share == [index]
@@ -21,12 +21,12 @@ def test_each_socket_is_served(serving: list[bool]) -> None:
             ]
             assert len(accepted_by) == 1
             if served:
-                assert accepted_by == [index], "the socket of a worker that serves is its own"
+                assert accepted_by == [index], "a worker that serves has its socket alone"
 
 
-def test_the_next_worker_takes_over() -> None:
-    assert share_out([True, True, True]) == [[0], [1], [2]]
-    assert share_out([True, False, True]) == [[0], [1], [1, 2]]
-    assert share_out([True, True, False]) == [[0, 2], [1], [2]]
-    assert share_out([False, False, True]) == [[0], [1], [0, 1, 2]]
-    assert share_out([False, False]) == [[0], [1]]
+def test_the_next_serving_worker_gets_the_socket() -> None:
+    assert assign([True, True, True]) == [[0], [1], [2]]
+    assert assign([True, False, True]) == [[0], [1], [1, 2]]
+    assert assign([True, True, False]) == [[0, 2], [1], [2]]
+    assert assign([False, False, True]) == [[0], [1], [0, 1, 2]]
+    assert assign([False, False]) == [[0], [1]]

@@ -1,4 +1,4 @@
-"""What a worker reports and what the control plane makes of it agree, whatever happens in which order."""
+"""The counts of the control plane agree with those of a worker, after any sequence of events."""
 
 import random
 
@@ -25,7 +25,7 @@ class Fleet:
         self.snapshot = self.make(())
 
     async def next_snapshot(self) -> None:
-        raise AssertionError("nobody waits")
+        raise AssertionError("no request waits in this test")
 
 
 STEPS = st.lists(
@@ -37,35 +37,35 @@ STEPS = st.lists(
 
 
 class Pair:
-    """A worker's follower and the control plane's record of that worker, joined without sockets."""
+    """A worker's follower and the control plane's leases of this worker, connected without sockets."""
 
     def __init__(self) -> None:
         self.fleet, self.total = Fleet(), Metrics()
         options = Settings.model_validate({"policy": "round-robin", "workers": 2})
         self.leases = Leases(self.fleet, self.total)
         self.counted = Metrics()
-        self.follower = Follower(options, self.counted, self.hear)
+        self.follower = Follower(options, self.counted, self.receive)
         self.known: list[Upstream] = []
         self.refused: list[str] = []
         self.failed: list[tuple[str, int]] = []
 
-    def hear(self, message: messages.Message) -> None:
-        """The control plane reads what the worker has sent."""
+    def receive(self, message: messages.Message) -> None:
+        """Pass a notice of the worker to the control plane."""
         notice = messages.notices.validate_json(messages.line(message))
         if isinstance(notice, messages.Report):
             self.leases.take(notice)
-        elif isinstance(notice, messages.Released):
-            self.leases.released(notice.id)
+        elif isinstance(notice, messages.LeaseEnded):
+            self.leases.end_one(notice.id)
 
     def send_rotation(self) -> None:
-        """The worker reads the rotation, if that has changed."""
+        """Pass the rotation to the worker if it has changed."""
         if (rotation := self.leases.rotation()) is not None:
             command = messages.commands.validate_json(messages.line(rotation))
             assert isinstance(command, messages.Rotation)
             self.follower.follow(command)
 
     def rotate(self, choice: int) -> None:
-        """Each of six replicas is in or out; a seventh bit makes a replica a new one of the same name."""
+        """Put some of the known replicas in rotation, and perhaps a new one, up to six in all."""
         rng = random.Random(choice)
         members = [upstream for upstream in self.known if rng.random() < 0.6]
         if rng.random() < 0.5 and len(self.known) < 6:
@@ -80,7 +80,7 @@ class Pair:
 
 @settings(max_examples=150, deadline=None)
 @given(STEPS)
-def test_books_agree(steps: list[tuple[str, int]]) -> None:
+def test_the_counts_agree_after_any_sequence_of_events(steps: list[tuple[str, int]]) -> None:
     async def main() -> None:
         pair = Pair()
         in_flight: list[Upstream] = []
@@ -113,12 +113,12 @@ def test_books_agree(steps: list[tuple[str, int]]) -> None:
         assert sum(upstream.in_flight for upstream in pair.known) == len(in_flight)
         assert sum(upstream.successes for upstream in pair.known) == answers
         assert len(pair.refused) == refusals
-        assert len(pair.failed) <= failures, "of those before an answer in the same report nobody hears"
+        assert len(pair.failed) <= failures, "a success in the same report hides the failures before it"
         present = set(pair.fleet.snapshot.upstreams)
         busy = {upstream.hostname for upstream in in_flight}
         for upstream in pair.known:
             assert upstream.busy == (upstream in present or upstream.hostname in busy), (
-                "held while it may be used"
+                "the worker has a lease while it may use the upstream"
             )
 
         while in_flight:
@@ -135,7 +135,7 @@ def test_books_agree(steps: list[tuple[str, int]]) -> None:
     run(main())
 
 
-def test_failures_in_a_row_are_known_at_once_and_end_with_an_answer() -> None:
+def test_failures_are_reported_at_once_and_a_success_resets_their_number() -> None:
     async def main() -> None:
         pair = Pair()
         pair.rotate(1)
@@ -154,7 +154,7 @@ def test_failures_in_a_row_are_known_at_once_and_end_with_an_answer() -> None:
     run(main())
 
 
-def test_a_worker_that_ends_gives_back_what_it_held() -> None:
+def test_the_end_of_a_worker_ends_its_leases_and_requests() -> None:
     async def main() -> None:
         pair = Pair()
         while not pair.fleet.snapshot.upstreams:
@@ -164,7 +164,7 @@ def test_a_worker_that_ends_gives_back_what_it_held() -> None:
         pair.counted.in_flight += 1
         pair.follower.report(0)
         assert pair.total.in_flight == 1
-        pair.leases.end()
+        pair.leases.end_all()
         assert not any(known.busy for known in pair.known)
         assert pair.total.in_flight == 0
 
