@@ -1,1 +1,1 @@
-"""The sample replica: a small Quart application that stands for the service being replicated."""
+"""The sample replica: a small Quart application, in the place of the service that is replicated."""

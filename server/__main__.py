@@ -1,7 +1,8 @@
 """`python -m server` runs the sample replica.
 
-It knows nothing of the load balancer: `PORT` (default 5000) and `HOST` (default 127.0.0.1) say where to
-serve, `SERVER_ID` (default: the machine's hostname) who it is.
+The replica does not depend on the load balancer. Environment variables configure it: `PORT` (default 5000) and
+`HOST` (default 127.0.0.1) are the address to serve on, and `SERVER_ID` (default: the machine's hostname) is its
+name.
 """
 
 import asyncio
@@ -17,11 +18,11 @@ from hypercorn.config import Config
 from server.app import create_app
 
 GRACE = 3.0
-"""Seconds that requests in flight may take to end after SIGTERM."""
+"""Maximum seconds for requests in flight after SIGTERM."""
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status."""
+    """Serve until SIGTERM or SIGINT, and return the exit status."""
     host, port = os.environ.get("HOST", "127.0.0.1"), os.environ.get("PORT", "5000")
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         print(f"server: PORT must be a number from 1 to 65535, not {port!r}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The three answers of a replica: its name, its heartbeat, and a refusal of everything else."""
+"""The three answers of the sample replica: its name, its heartbeat, and a refusal of all other paths."""
 
 from quart import Quart, Response, request
 
@@ -9,7 +9,7 @@ def create_app(server_id: str) -> Quart:
     """Make the application.
 
     Args:
-        server_id: Who answers; shown by `/home`.
+        server_id: The name of the replica, which `/home` shows.
     """
     app = Quart(__name__, static_folder=None)
 
