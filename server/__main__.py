@@ -1,8 +1,8 @@
 """`python -m server` runs the sample replica.
 
-The replica does not depend on the load balancer. Environment variables configure it: `PORT` (default 5000) and
-`HOST` (default 127.0.0.1) are the address to serve on, and `SERVER_ID` (default: the machine's hostname) is its
-name.
+The replica does not depend on the load balancer. Environment variables configure it: `PORT` (default 5000)
+and `HOST` (default 127.0.0.1) are the address to serve on, and `SERVER_ID` (default: the machine's hostname)
+is its name.
 """
 
 import asyncio

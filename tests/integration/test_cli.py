@@ -1,4 +1,4 @@
-"""The command-line program, run as people run it."""
+"""The commands, run as a user runs them."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def loadbalancer(*args: str, env: Mapping[str, str] | None = None) -> "subproces
     )
 
 
-def test_rep_add_rm_and_get_talk_to_a_running_one(lb: LoadBalancer) -> None:
+def test_rep_add_rm_and_get_call_a_running_load_balancer(lb: LoadBalancer) -> None:
     env = {"LB_URL": f"http://127.0.0.1:{lb.port}", "LB_ADMIN_TOKEN": "sesame"}
     assert loadbalancer("rep", env=env).stdout.split() == ["Server-1", "Server-2", "Server-3"]
     added = loadbalancer("add", "2", "mine", env=env)
@@ -42,7 +42,7 @@ def test_rep_add_rm_and_get_talk_to_a_running_one(lb: LoadBalancer) -> None:
     assert json.loads(got.stdout)["message"].startswith("Hello from Server: Server-")
 
 
-def test_a_refusal_is_status_1_and_the_servers_message(lb: LoadBalancer) -> None:
+def test_a_refused_command_ends_with_status_1_and_the_message_of_the_server(lb: LoadBalancer) -> None:
     env = {"LB_URL": f"http://127.0.0.1:{lb.port}", "LB_ADMIN_TOKEN": "sesame"}
     refused = loadbalancer("rm", "1", "stranger", env=env)
     assert (refused.returncode, refused.stdout) == (1, "")
@@ -56,7 +56,7 @@ def test_a_refusal_is_status_1_and_the_servers_message(lb: LoadBalancer) -> None
     assert "does not exist in server replicas" in failed.stdout
 
 
-def test_nobody_there_is_status_1_and_one_line() -> None:
+def test_an_unreachable_load_balancer_is_status_1_and_one_line() -> None:
     port = free_port()
     failed = loadbalancer("rep", "--url", f"http://127.0.0.1:{port}")
     assert failed.returncode == 1
@@ -108,7 +108,7 @@ def test_an_impossible_option_is_status_2_and_one_line_that_names_it(
     assert named in failed.stderr
 
 
-def test_options_come_before_the_environment_before_the_file(tmp_path: Path) -> None:
+def test_options_precede_the_environment_which_precedes_the_file(tmp_path: Path) -> None:
     config = tmp_path / "lb.toml"
     config.write_text('replicas = 1\nring = "circle"\npolicy = "circle"\n')
     failed = loadbalancer("serve", "--config", str(config), "--ring", "classic")
@@ -150,10 +150,10 @@ def test_ring_prints_the_object_of_the_contract() -> None:
     assert sum(shown["counts"].values()) == shown["requests"] == 10_000
     assert sum(shown["slot_share"].values()) == pytest.approx(1)
     again = json.loads(loadbalancer("ring", "--json", "--ring", "classic", "--replicas", "4").stdout)
-    assert again == shown, "the same seed draws the same"
+    assert again == shown, "the same seed gives the same result"
 
 
-def test_ring_refuses_what_cannot_be() -> None:
+def test_ring_refuses_impossible_arguments() -> None:
     for args in (["--ring", "circle"], ["--replicas", "0"], ["--ring", "classic", "--replicas", "100"]):
         failed = loadbalancer("ring", *args)
         assert failed.returncode == 2

@@ -1,4 +1,4 @@
-"""The contract of `/rep`, `/add` and `/rm`, every row, with real replicas: a refusal changes nothing."""
+"""Every row of the contract of `/rep`, `/add` and `/rm`, with real replicas. A refusal changes nothing."""
 
 import json
 import re
@@ -46,14 +46,14 @@ def test_rep_lists_the_first_replicas_by_name(lb: LoadBalancer) -> None:
     }
 
 
-def test_home_is_answered_by_all_of_them(lb: LoadBalancer) -> None:
+def test_every_replica_answers_home(lb: LoadBalancer) -> None:
     answers = {lb.call("GET", "/home").body for _ in range(60)}
     assert {json.loads(answer)["message"] for answer in answers} == {
         f"Hello from Server: Server-{number}" for number in (1, 2, 3)
     }
 
 
-def test_what_a_replica_does_not_know_is_its_own_answer(lb: LoadBalancer) -> None:
+def test_the_client_gets_the_answer_of_the_replica_to_an_unknown_path(lb: LoadBalancer) -> None:
     reply = lb.call("GET", "/other")
     assert reply.status == 400
     assert reply.json == {
@@ -73,17 +73,17 @@ def test_added_replicas_are_named_and_in_rotation(lb: LoadBalancer) -> None:
     assert {name for name, one in lb.state().items() if one["state"] == "up"} == set(names)
 
 
-def test_removal_takes_the_named_and_picks_the_rest(lb: LoadBalancer) -> None:
+def test_rm_removes_the_named_replicas_and_random_others(lb: LoadBalancer) -> None:
     change(lb, "POST", {"n": 3, "hostnames": ["S1", "S2", "S3"]})
     reply = change(lb, "DELETE", {"n": 3, "hostnames": ["S2"]})
     assert reply.status == 200
     left = reply.json["message"]["replicas"]
     assert reply.json["message"]["N"] == len(left) == 3
     assert "S2" not in left
-    assert set(lb.state()) == set(left), "they are gone, not only leaving"
+    assert set(lb.state()) == set(left), "the removed replicas are gone, and no longer draining"
 
 
-def test_a_leavers_number_goes_to_the_next_newcomer(lb: LoadBalancer) -> None:
+def test_the_next_new_replica_gets_the_number_of_a_removed_one(lb: LoadBalancer) -> None:
     change(lb, "DELETE", {"n": 1, "hostnames": ["Server-2"]})
     change(lb, "POST", {"n": 1, "hostnames": ["Newcomer"]})
     assert lb.state()["Newcomer"]["number"] == 2
@@ -100,7 +100,7 @@ def test_other_spellings_are_accepted(lb: LoadBalancer, body: dict[str, Any]) ->
     assert reply.json["message"]["replicas"][-1] in ("other-names", "x1", "x2")
 
 
-def test_plain_curl_may_use_get_with_a_body_or_a_query(lb: LoadBalancer) -> None:
+def test_get_works_with_a_body_or_a_query_for_plain_curl(lb: LoadBalancer) -> None:
     assert lb.call("GET", "/add", {"n": 1, "hostnames": ["g1"]}).json["message"]["N"] == 4
     assert lb.call("GET", "/add?n=2&hostnames=g2,g3").json["message"]["N"] == 6
     reply = lb.call("GET", "/rm?n=3&hostnames=g1,g2,g3")
@@ -154,7 +154,7 @@ REFUSED_BODIES: list[tuple[str, bytes, str]] = [
 
 
 @pytest.mark.parametrize(("method", "body", "sentence"), REFUSED_BODIES)
-def test_a_refused_change_says_why_and_changes_nothing(
+def test_a_refused_change_gives_the_reason_and_changes_nothing(
     lb: LoadBalancer, method: str, body: bytes, sentence: str
 ) -> None:
     before = [(one["hostname"], one["id"], one["state"]) for one in lb.state().values()]
@@ -171,7 +171,7 @@ def test_a_refused_change_says_why_and_changes_nothing(
 @pytest.mark.parametrize(
     "query", ["n=x", "n", "n=1&n=2", "n=1&hostnames=a,,b", "n=1&m=2", "n=" + "9" * 5000, "n=1&hostnames=%ff"]
 )
-def test_refused_queries_change_nothing_either(lb: LoadBalancer, query: str) -> None:
+def test_a_refused_query_changes_nothing(lb: LoadBalancer, query: str) -> None:
     reply = lb.call("GET", f"/add?{query}")
     assert reply.status == 400
     assert reply.json["message"].startswith("<Error> ")
@@ -187,7 +187,7 @@ def test_a_body_that_is_too_long_is_refused(lb: LoadBalancer) -> None:
     ("method", "path", "allowed"),
     [("PUT", "/add", "POST"), ("POST", "/rm", "DELETE"), ("POST", "/rep", "GET"), ("DELETE", "/add", "GET")],
 )
-def test_a_wrong_method_is_told_which_are_right(
+def test_the_answer_to_a_wrong_method_lists_the_allowed_ones(
     lb: LoadBalancer, method: str, path: str, allowed: str
 ) -> None:
     reply = lb.call(method, path, {"n": 1})
@@ -195,7 +195,7 @@ def test_a_wrong_method_is_told_which_are_right(
     assert allowed in reply.headers["Allow"]
 
 
-def test_what_is_not_under_lb_is_a_404_of_ours(lb: LoadBalancer) -> None:
+def test_an_unknown_path_under_lb_is_a_404(lb: LoadBalancer) -> None:
     reply = lb.call("GET", "/lb/nothing")
     assert (reply.status, reply.json) == (
         404,
@@ -203,7 +203,7 @@ def test_what_is_not_under_lb_is_a_404_of_ours(lb: LoadBalancer) -> None:
     )
 
 
-def test_a_replica_that_cannot_start_is_a_500_and_leaves_nothing(lb: LoadBalancer) -> None:
+def test_a_replica_that_cannot_start_is_a_500_and_nothing_remains(lb: LoadBalancer) -> None:
     with LoadBalancer(
         "--command",
         'sh -c \'case "$HOSTNAME" in bad*) echo "no licence" >&2; exit 3;; *) exec python -m server;; esac\'',

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at any moment of the start: the load balancer ends, and leaves nothing behind."""
+"""SIGTERM and SIGINT at any moment of the start: the load balancer ends and leaves nothing behind."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ main()
 
 
 class Trace:
-    """Finds what a load balancer has left: processes by their environment, files by their folder."""
+    """Finds the processes that a load balancer leaves by their environment, and the files by their folder."""
 
     def __init__(self, folder: Path) -> None:
         self._mark = f"TRACE={uuid.uuid4().hex}"
@@ -58,9 +58,7 @@ class Trace:
                     found.append((process / "cmdline").read_text().replace("\0", " "))
             except (OSError, ProcessLookupError):
                 continue
-        return [
-            found for found in found if found
-        ]  # those that have ended, but were not waited for, have none
+        return [found for found in found if found]  # zombies have no command line
 
     def files(self) -> list[str]:
         return sorted(path.name for path in self._folder.iterdir())
@@ -76,13 +74,17 @@ def trace(tmp_path: Path) -> Iterator[Trace]:
 
 def serve(trace: Trace, *options: str) -> LoadBalancer:
     lb = LoadBalancer("--replicas", "2", *options, replicas=0, env=trace.env)
-    lb._argv[lb._argv.index("--replicas") + 1] = "2"  # they will never be up: do not wait for them
+    lb._argv[lb._argv.index("--replicas") + 1] = (
+        "2"  # the harness must not wait for replicas that are never up
+    )
     return lb
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("lane", LANES)
-def test_while_replicas_start(trace: Trace, lane: tuple[str, ...], number: int) -> None:
+def test_a_signal_while_replicas_start_ends_everything(
+    trace: Trace, lane: tuple[str, ...], number: int
+) -> None:
     with serve(trace, *NEVER_UP, *lane) as lb:
         lb.wait_for("replica starting", 2)
         lb.process.send_signal(number)
@@ -91,7 +93,9 @@ def test_while_replicas_start(trace: Trace, lane: tuple[str, ...], number: int) 
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_a_second_signal_hurries_while_replicas_start(trace: Trace, lane: tuple[str, ...]) -> None:
+def test_a_second_signal_while_replicas_start_ends_everything_at_once(
+    trace: Trace, lane: tuple[str, ...]
+) -> None:
     ignore = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(1000)"
     stubborn = f"python -c '{ignore}'"
     patient = ("--stop-timeout", "600", "--drain-timeout", "600")
@@ -106,8 +110,8 @@ def test_a_second_signal_hurries_while_replicas_start(trace: Trace, lane: tuple[
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_at_any_moment(trace: Trace, lane: tuple[str, ...]) -> None:
-    """The signal ends the process itself before its handlers are installed; later, all is cleared away."""
+def test_a_signal_at_any_moment_leaves_nothing_behind(trace: Trace, lane: tuple[str, ...]) -> None:
+    """The signal ends the process; once its handlers are installed, it first cleans everything up."""
     moments = [
         (False, 0.1, signal.SIGTERM),
         (True, 0.0, signal.SIGINT),
@@ -133,8 +137,8 @@ def test_at_any_moment(trace: Trace, lane: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_signal_after_signal(trace: Trace, lane: tuple[str, ...]) -> None:
-    """Also while the interpreter shuts down."""
+def test_many_signals_in_a_row_still_end_in_order(trace: Trace, lane: tuple[str, ...]) -> None:
+    """The signals continue while the interpreter shuts down."""
     with serve(trace, *lane) as lb:
         lb.wait_for("replica starting", 2)
         deadline = time.monotonic() + PATIENCE
@@ -148,7 +152,9 @@ def test_signal_after_signal(trace: Trace, lane: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("program", "says"), [(SLOW_RESOLVER, b"resolving\n"), (SLOW_IMPORT, b"importing\n")]
 )
-def test_before_anything_is_bound(trace: Trace, program: str, says: bytes, number: int) -> None:
+def test_a_signal_before_the_port_is_bound_ends_the_process(
+    trace: Trace, program: str, says: bytes, number: int
+) -> None:
     argv = [sys.executable, "-c", program, "serve", "--host", "x.test", "--port", str(free_port())]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, env={**os.environ, **trace.env}) as process:
         assert process.stderr is not None
@@ -157,7 +163,7 @@ def test_before_anything_is_bound(trace: Trace, program: str, says: bytes, numbe
         assert process.wait(5) == 0
 
 
-def test_workers_that_cannot_start_do_not_hold_the_end_up(
+def test_workers_that_cannot_start_do_not_delay_the_shutdown(
     trace: Trace, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("site")
@@ -166,7 +172,7 @@ def test_workers_that_cannot_start_do_not_hold_the_end_up(
     )
     trace.env["PYTHONPATH"] = str(folder)
     with LoadBalancer("--command", replica("odd"), "--workers", "2", replicas=1, env=trace.env) as lb:
-        lb.wait_for("worker lost", 6)  # by now there are pauses of a second
+        lb.wait_for("worker lost", 6)  # the pauses between restarts exceed a second
         began = time.monotonic()
         assert lb.stop() == 0
         assert time.monotonic() - began < 5

@@ -1,4 +1,4 @@
-"""HTTPS by either lane: HTTP/1.1 and HTTP/2 by ALPN, and certificates that are renewed while it runs."""
+"""HTTPS in both lanes: HTTP/1.1 and HTTP/2 by ALPN, and the renewal of certificates at run time."""
 
 import contextlib
 import signal
@@ -19,7 +19,7 @@ from tests.harness import LoadBalancer, eventually, free_port, replica
 
 
 class Issued:
-    """A certificate in files, and the authority that stands for it."""
+    """A certificate in files, and the authority that has issued it."""
 
     def __init__(self, folder: Path) -> None:
         self.cert, self.key = folder / "cert.pem", folder / "key.pem"
@@ -36,7 +36,7 @@ class Issued:
         return ("--tls-cert", str(self.cert), "--tls-key", str(self.key))
 
     def connect(self, port: int, *protocols: str) -> ssl.SSLSocket:
-        """A connection that trusts this certificate alone."""
+        """Open a connection that trusts this certificate only."""
         context = ssl.create_default_context()
         self.authority.configure_trust(context)
         if protocols:
@@ -90,7 +90,7 @@ def speak_http2(connection: ssl.SSLSocket, *targets: str, body: bytes = b"") -> 
         while len(ended) < len(streams):
             connection.sendall(client.data_to_send())
             data = connection.recv(1 << 16)
-            assert data, "the connection goes on until all is answered"
+            assert data, "the connection stays open until all requests are answered"
             for event in client.receive_data(data):
                 if isinstance(event, h2.events.ResponseReceived):
                     status[event.stream_id] = int(
@@ -109,7 +109,7 @@ def test_http1_over_tls(lb: LoadBalancer, issued: Issued) -> None:
     assert answer.startswith("HTTP/1.1 200")
     assert '"target": "/x?y=1"' in answer
     assert '["x-forwarded-proto", "https"]' in answer.lower()
-    assert speak_http1(issued.connect(lb.port), "/rep").startswith("HTTP/1.1 200"), "without ALPN too"
+    assert speak_http1(issued.connect(lb.port), "/rep").startswith("HTTP/1.1 200"), "also without ALPN"
 
 
 def test_http2_by_alpn(lb: LoadBalancer, issued: Issued) -> None:
@@ -123,12 +123,12 @@ def test_http2_by_alpn(lb: LoadBalancer, issued: Issued) -> None:
     assert b'"N": 1' in answers["/rep"][1]
 
 
-def test_bodies_by_http2(lb: LoadBalancer, issued: Issued) -> None:
+def test_bodies_over_http2(lb: LoadBalancer, issued: Issued) -> None:
     answers = speak_http2(issued.connect(lb.port, "h2"), "/in", body=b"x" * 10_000)
     assert b'"length": 10000' in answers["/in"][1]
 
 
-def test_plain_http_is_not_spoken_there(lb: LoadBalancer) -> None:
+def test_plain_http_is_refused_on_the_tls_port(lb: LoadBalancer) -> None:
     with socket.create_connection(("127.0.0.1", lb.port), timeout=20) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         connection.settimeout(20)
@@ -137,7 +137,7 @@ def test_plain_http_is_not_spoken_there(lb: LoadBalancer) -> None:
 
 
 @pytest.mark.parametrize("lane", ["fast", "asgi"])
-def test_a_renewed_certificate_is_taken_up_at_sighup(lane: str, tmp_path: Path) -> None:
+def test_sighup_loads_a_renewed_certificate(lane: str, tmp_path: Path) -> None:
     issued = Issued(tmp_path)
     with LoadBalancer("--lane", lane, *issued.options, replicas=0) as lb:
         old = issued.connect(lb.port)
@@ -147,16 +147,18 @@ def test_a_renewed_certificate_is_taken_up_at_sighup(lane: str, tmp_path: Path) 
         lb.process.send_signal(signal.SIGHUP)
         lb.wait_for("certificate reloaded")
         assert speak_http1(issued.connect(lb.port), "/rep").startswith("HTTP/1.1 200")
-        assert speak_http1(old, "/rep").startswith("HTTP/1.1 200"), "connections of before go on"
+        assert speak_http1(old, "/rep").startswith("HTTP/1.1 200"), "open connections stay open"
 
         issued.key.write_text("no key")
         lb.process.send_signal(signal.SIGHUP)
         record = lb.wait_for("certificate not reloaded")
         assert str(issued.key) in record["reason"]
-        assert speak_http1(issued.connect(lb.port), "/rep").startswith("HTTP/1.1 200"), "the old one is kept"
+        assert speak_http1(issued.connect(lb.port), "/rep").startswith("HTTP/1.1 200"), (
+            "the old certificate stays in use"
+        )
 
 
-def test_an_answer_over_http2_is_finished_at_sigterm(issued: Issued) -> None:
+def test_an_answer_over_http2_is_finished_after_sigterm(issued: Issued) -> None:
     with LoadBalancer("--command", replica("odd"), *issued.options, replicas=1) as lb:
         connection = issued.connect(lb.port, "h2")
         client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
@@ -190,7 +192,7 @@ def test_an_answer_over_http2_is_finished_at_sigterm(issued: Issued) -> None:
         (["--tls-cert", "{key}", "--tls-key", "{key}"], "cannot use"),
     ],
 )
-def test_what_cannot_be_used_is_named_before_anything_starts(
+def test_an_unusable_certificate_is_named_before_anything_starts(
     issued: Issued, options: list[str], words: str
 ) -> None:
     given = [option.format(cert=issued.cert, key=issued.key) for option in options]

@@ -35,13 +35,13 @@ def settings(
         ({}, 'trusted_proxies = ["::1"]', {"LB_TRUSTED_PROXIES": "\n".join(TWO)}),
     ],
 )
-def test_an_option_given_more_than_once(
+def test_every_source_may_give_several_values_of_an_option(
     tmp_path: Path, options: dict[str, Any], toml: str, environ: dict[str, str]
 ) -> None:
     assert settings(options, toml, environ, folder=tmp_path).trusted_proxies == TWO
 
 
-def test_it_may_be_missing(tmp_path: Path) -> None:
+def test_an_option_with_several_values_may_be_missing(tmp_path: Path) -> None:
     assert settings(folder=tmp_path).trusted_proxies == ()
     assert (
         settings({"trusted_proxies": ()}, environ={"LB_TRUSTED_PROXIES": ""}, folder=tmp_path).trusted_proxies
@@ -49,7 +49,7 @@ def test_it_may_be_missing(tmp_path: Path) -> None:
     )
 
 
-def test_it_survives_the_way_to_a_worker() -> None:
+def test_options_pass_unchanged_to_a_worker() -> None:
     before = Settings.model_validate({"trusted_proxies": TWO, "proxy_protocol": True})
     assert Settings.model_validate(before.model_dump(mode="json", exclude={"admin_token"})) == before
 
@@ -82,7 +82,7 @@ def test_it_survives_the_way_to_a_worker() -> None:
         ),
     ],
 )
-def test_an_impossible_one_is_named(
+def test_an_impossible_value_is_named_with_its_source(
     tmp_path: Path, options: dict[str, Any], toml: str, environ: dict[str, str], sentence: str
 ) -> None:
     with pytest.raises(SettingsError) as refused:

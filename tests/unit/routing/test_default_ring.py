@@ -1,4 +1,4 @@
-"""What the contract promises of the `default` ring, measured exactly over every slot."""
+"""The promises of the contract about the `default` ring, measured exactly over every slot."""
 
 import random
 from collections import Counter
@@ -14,7 +14,7 @@ SLOTS = 251 * 6000
 
 
 def owners(ring: Ring) -> list[int]:
-    """The owner of every slot."""
+    """Return the owner of every slot."""
     held = [slot for slot, mark in enumerate(ring._held) if mark]
     slots = [0] * SLOTS
     begin = 0
@@ -26,11 +26,11 @@ def owners(ring: Ring) -> list[int]:
 
 
 def moves(before: list[int], after: list[int]) -> Counter[tuple[int, int]]:
-    """Slots by (old owner, new owner), where they differ."""
+    """Count the slots that move, by (old owner, new owner)."""
     return Counter((old, new) for old, new in zip(before, after, strict=True) if old != new)
 
 
-def test_from_2_to_100_members_the_shares_are_even_and_only_what_must_move_moves() -> None:
+def test_from_2_to_100_members_the_shares_are_even() -> None:
     ring = Ring.build("default", [1])
     for n in range(2, 101):
         ring = ring.changed_to(range(1, n + 1))
@@ -41,12 +41,12 @@ def test_from_2_to_100_members_the_shares_are_even_and_only_what_must_move_moves
 
 
 @pytest.mark.parametrize(("n", "peak"), [(200, 1.02), (251, 1.0), (300, 1.02), (500, 1.04), (1000, 1.08)])
-def test_beyond_100_members_the_shares_stay_even(n: int, peak: float) -> None:
+def test_the_shares_are_even_beyond_100_members(n: int, peak: float) -> None:
     assert Ring.build("default", range(1, n + 1)).peak_to_mean <= peak
 
 
 @pytest.mark.parametrize("n", [2, 3, 17, 99, 251, 252, 300])
-def test_whoever_comes_last_moves_only_its_own_keys(n: int) -> None:
+def test_a_new_last_member_moves_only_its_own_keys(n: int) -> None:
     before = Ring.build("default", range(1, n))
     after = before.changed_to(range(1, n + 1))
     moved = moves(owners(before), owners(after))
@@ -55,7 +55,7 @@ def test_whoever_comes_last_moves_only_its_own_keys(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 39, 100, 300])
-def test_whoever_leaves_or_comes_back_moves_only_its_own_keys(n: int) -> None:
+def test_a_member_that_leaves_or_returns_moves_only_its_own_keys(n: int) -> None:
     whole = Ring.build("default", range(1, n + 1))
     rng = random.Random(n)
     for leaver in rng.sample(range(1, n), min(2, n - 1)):
@@ -63,13 +63,13 @@ def test_whoever_leaves_or_comes_back_moves_only_its_own_keys(n: int) -> None:
         moved = moves(owners(without), owners(whole))
         assert {new for _, new in moved} == {leaver}
         assert Fraction(moved.total(), SLOTS) == whole.slot_share()[leaver] <= Fraction(12, 10) / n
-        # What it leaves behind is spread over the others, not heaped upon one.
+        # Its keys are spread over all other members.
         assert without.peak_to_mean <= 1.05
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.sets(st.integers(1, 251), min_size=2, max_size=100), st.data())
-def test_gaps_in_the_numbers_change_nothing_of_that(numbers: set[int], data: st.DataObject) -> None:
+def test_gaps_in_the_numbers_make_no_difference(numbers: set[int], data: st.DataObject) -> None:
     ring = Ring.build("default", numbers)
     assert ring.peak_to_mean <= 1.05
     leaver = data.draw(st.sampled_from(sorted(numbers)))
@@ -79,14 +79,16 @@ def test_gaps_in_the_numbers_change_nothing_of_that(numbers: set[int], data: st.
 
 @settings(max_examples=8, deadline=None)
 @given(st.sets(st.integers(1, 1004), min_size=2, max_size=100), st.data())
-def test_members_that_contend_move_no_others_keys_either(numbers: set[int], data: st.DataObject) -> None:
+def test_members_that_share_home_slots_move_only_their_own_keys(
+    numbers: set[int], data: st.DataObject
+) -> None:
     ring = Ring.build("default", numbers)
     leaver = data.draw(st.sampled_from(sorted(numbers)))
     moved = moves(owners(ring), owners(ring.changed_to(numbers - {leaver})))
     assert {old for old, _ in moved} == {leaver}
 
 
-def test_real_keys_spread_like_the_slots() -> None:
+def test_keys_are_distributed_like_the_slots() -> None:
     ring = Ring.build("default", range(1, 11))
     counts = Counter(ring.owner(f"user-{key}") for key in range(50_000))
     for number, share in ring.slot_share().items():

@@ -1,4 +1,4 @@
-"""What a pick and a change of the ring cost as replicas become more, in CPU time of the best of many runs."""
+"""The cost of a pick and of a ring change with many replicas: the least CPU time of many runs."""
 
 import random
 import time
@@ -16,7 +16,7 @@ NAMES = get_args(Settings.model_fields["policy"].annotation)
 KEYS = [f"key-{number}" for number in range(400)]
 
 RATIO = 3
-"""Two is what is wanted; the rest is for a machine that is busy. Growth with N would be 300."""
+"""Maximum ratio of costs. The aim is 2; 3 allows for a busy machine. A cost that grows with N gives 300."""
 
 WEIGHTS = (5, 1, 1)
 
@@ -32,7 +32,7 @@ def snapshot_of(name: str, n: int, busy: int = 2) -> Snapshot:
 
 
 def cost(work: Callable[[], object], runs: int = 25) -> float:
-    """The CPU time of the fastest run, in seconds."""
+    """Return the CPU time of the fastest run, in seconds."""
     times = []
     for _ in range(runs):
         began = time.process_time()
@@ -52,12 +52,12 @@ def pick_all(snapshot: Snapshot, tried: int = 0) -> None:
 
 @pytest.mark.parametrize("tried", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_pick_costs_no_more_with_a_thousand_replicas_than_with_three(name: str, tried: int) -> None:
+def test_a_pick_costs_the_same_with_3_and_with_1000_replicas(name: str, tried: int) -> None:
     few, many = snapshot_of(name, 3), snapshot_of(name, 1000)
     assert cost(lambda: pick_all(many, tried)) <= RATIO * cost(lambda: pick_all(few, tried))
 
 
-def test_a_pick_costs_no_more_where_the_owner_is_full() -> None:
+def test_a_pick_whose_owner_is_full_costs_the_same_with_3_and_with_1000_replicas() -> None:
     few, many = snapshot_of("consistent-hash", 3), snapshot_of("consistent-hash", 1000)
     for snapshot in (few, many):
         hot = snapshot.pick(KEYS[0])
@@ -68,7 +68,7 @@ def test_a_pick_costs_no_more_where_the_owner_is_full() -> None:
     assert costs[1] <= RATIO * costs[0]
 
 
-def test_a_change_of_the_ring_costs_no_more_with_a_hundred_members_than_with_three() -> None:
+def test_a_ring_change_costs_little_with_100_members() -> None:
     def change(n: int) -> float:
         upstreams = [Upstream(f"Server-{number}", number, "fake", number) for number in range(1, n + 1)]
         make = snapshot_maker("consistent-hash", "default", 1.25, random.Random(1))
@@ -76,4 +76,4 @@ def test_a_change_of_the_ring_costs_no_more_with_a_hundred_members_than_with_thr
         return cost(lambda: (make(upstreams[1:]), make(upstreams)), runs=9) / 2
 
     assert change(100) <= RATIO * change(3)
-    assert change(100) <= 0.015, "3 ms are wanted; five times as much on a machine busy with other things"
+    assert change(100) <= 0.015, "the aim is 3 ms; five times as much allows for a busy machine"

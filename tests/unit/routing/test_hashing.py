@@ -1,4 +1,4 @@
-"""The hash families, against values worked out by hand or by another way."""
+"""The hash functions, compared with values that were computed by hand or in another way."""
 
 import hashlib
 
@@ -16,7 +16,7 @@ def test_the_classic_polynomials() -> None:
     assert hashing.modified_point(2, 3) == 1249 * 4 + 2287 * 9 + 1663 * 3 + 2287
 
 
-def test_sha256_is_taken_of_the_fewest_big_endian_bytes() -> None:
+def test_sha256_hashes_big_endian_bytes_without_leading_zeros() -> None:
     assert hashing.classic_key("123456") == 0x038C78D491
     expected = hashlib.sha256(bytes.fromhex("038c78d491")).hexdigest()
     assert hashing.sha256_key("123456") == int(expected, 16)
@@ -33,19 +33,19 @@ def test_the_64_bit_hash_is_xxh3_of_the_utf8_bytes() -> None:
     ("key", "number"),
     [("0", 0), ("7", 7), ("000123", 123), ("123456", 123456), ("9" * 20, 10**20 - 1)],
 )
-def test_a_key_of_digits_is_its_number(key: str, number: int) -> None:
+def test_a_key_of_digits_is_read_as_an_integer(key: str, number: int) -> None:
     assert hashing.key_number(key) == number
 
 
 @pytest.mark.parametrize(
     "key", ["", "-1", "+1", " 1", "1_000", "1.0", "abc", "²", "٣", "9" * 21, "9" * 10_000]
 )
-def test_a_key_that_is_no_integer_becomes_one_by_the_64_bit_hash(key: str) -> None:
+def test_a_key_that_is_not_an_integer_is_hashed_to_one(key: str) -> None:
     assert hashing.key_number(key) == hashing.hash_text(key)
 
 
 @given(st.text(st.characters(), max_size=40))
-def test_every_text_has_a_64_bit_hash_even_one_with_lone_surrogates(key: str) -> None:
+def test_every_text_has_a_64_bit_hash_even_with_lone_surrogates(key: str) -> None:
     assert 0 <= hashing.hash_text(key) < 1 << 64
     assert hashing.sha256_key(key) < 1 << 256
 

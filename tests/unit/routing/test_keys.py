@@ -1,4 +1,4 @@
-"""What a request is hashed on, rule by rule."""
+"""The key of a request, for each rule."""
 
 import pytest
 from hypothesis import given
@@ -102,7 +102,7 @@ def test_a_query_parameter(query: bytes, expected: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @given(st.binary(), st.binary(), st.binary(), st.binary())
-def test_odd_bytes_raise_nothing_and_every_request_has_a_key(
+def test_every_request_has_a_key_whatever_its_bytes(
     rule: str, one: bytes, other: bytes, path: bytes, query: bytes
 ) -> None:
     headers = [(b"x-user", one), (b"cookie", b"sid=" + other), (b"cookie", one)]
@@ -132,6 +132,6 @@ def test_a_rule_that_does_not_exist_is_refused(text: str) -> None:
         KeyRule.parse(text)
 
 
-def test_names_of_headers_have_no_case_and_those_of_cookies_do() -> None:
+def test_header_names_ignore_case_and_cookie_names_do_not() -> None:
     assert KeyRule.parse("header:X-User") == KeyRule.parse("header:x-uSER")
     assert KeyRule.parse("cookie:Sid") != KeyRule.parse("cookie:sid")

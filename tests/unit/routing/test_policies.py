@@ -1,4 +1,4 @@
-"""Each policy: what it picks, in which proportions, and that it never picks what has been tried."""
+"""Each policy: its picks, their proportions, and that it never picks a tried upstream."""
 
 import random
 from collections import Counter
@@ -47,7 +47,7 @@ every_policy = pytest.mark.parametrize("name", NAMES)
 
 
 @every_policy
-def test_without_upstreams_there_is_nothing_to_pick(name: str) -> None:
+def test_a_pick_without_upstreams_is_none(name: str) -> None:
     assert make(name, []).pick("key") is None
 
 
@@ -59,7 +59,7 @@ def test_without_upstreams_there_is_nothing_to_pick(name: str) -> None:
     load_factor=st.sampled_from([0.0, 1.0, 1.25, 2.0]),
     data=st.data(),
 )
-def test_what_has_been_tried_is_not_picked_again_and_all_the_others_are(
+def test_every_untried_upstream_is_picked_and_no_tried_one(
     name: str, loads: list[int], key: str, load_factor: float, data: st.DataObject
 ) -> None:
     upstreams = make_upstreams(len(loads))
@@ -77,7 +77,7 @@ def test_what_has_been_tried_is_not_picked_again_and_all_the_others_are(
 
 
 @every_policy
-def test_tried_upstreams_of_an_older_snapshot_are_of_no_account(name: str) -> None:
+def test_tried_upstreams_of_an_older_snapshot_have_no_effect(name: str) -> None:
     upstreams = make_upstreams(3)
     assert make(name, upstreams).pick("key", make_upstreams(3)) in upstreams
 
@@ -92,7 +92,7 @@ def test_an_unknown_policy_is_named() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 12), st.text(max_size=8))
-def test_a_key_goes_to_the_owner_on_the_ring_and_after_failures_on_clockwise(n: int, key: str) -> None:
+def test_a_key_goes_to_its_owner_and_after_failures_to_the_next_clockwise(n: int, key: str) -> None:
     upstreams = make_upstreams(n)
     ring = Ring.build("classic-sha256", range(1, n + 1))
     policy = ConsistentHash(upstreams, ring, 1.25)
@@ -109,7 +109,7 @@ def test_a_key_goes_to_the_owner_on_the_ring_and_after_failures_on_clockwise(n: 
     steps=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=150),
     data=st.data(),
 )
-def test_no_request_is_given_to_an_upstream_beyond_the_bound(
+def test_no_pick_exceeds_the_bound(
     n: int, load_factor: float, steps: list[tuple[bool, int]], data: st.DataObject
 ) -> None:
     upstreams = make_upstreams(n)
@@ -120,7 +120,7 @@ def test_no_request_is_given_to_an_upstream_beyond_the_bound(
         if not acquire and in_flight:
             in_flight.pop(data.draw(st.integers(0, len(in_flight) - 1))).release()
             continue
-        key = str(number)  # few keys: hot ones
+        key = str(number)  # few keys, each with many requests
         bound = ceil(Fraction(str(load_factor)) * (len(in_flight) + 1) / n)
         room = [i for i in ring.walk(key) if upstreams[i - 1].in_flight < bound]
         upstream = policy.pick(key)
@@ -131,7 +131,7 @@ def test_no_request_is_given_to_an_upstream_beyond_the_bound(
         assert upstream.in_flight <= bound
 
 
-def test_one_hot_key_is_spread_as_far_as_the_bound_wants() -> None:
+def test_the_requests_of_one_key_are_spread_when_its_owner_is_full() -> None:
     upstreams = make_upstreams(4)
     policy = consistent_hash(upstreams, 1.25)
     for _ in range(400):
@@ -143,7 +143,7 @@ def test_one_hot_key_is_spread_as_far_as_the_bound_wants() -> None:
     assert sum(counts) == 400
 
 
-def test_a_load_factor_of_zero_leaves_a_key_with_its_owner_however_busy() -> None:
+def test_a_load_factor_of_zero_is_unlimited() -> None:
     upstreams = make_upstreams(5)
     policy = consistent_hash(upstreams, 0)
     owner = policy.pick("key")
@@ -152,8 +152,8 @@ def test_a_load_factor_of_zero_leaves_a_key_with_its_owner_however_busy() -> Non
     assert policy.pick("key") is owner
 
 
-def test_the_bound_is_exact_where_floating_point_is_not() -> None:
-    # 1.1 × 10 / 1 is 11, though 1.1 * 10 in binary floating point is a little more.
+def test_the_bound_has_no_rounding_error() -> None:
+    # 1.1 × 10 is 11. As floating-point numbers, it is a little more.
     upstreams = make_upstreams(10)
     policy = consistent_hash(upstreams, 1.1)
     owner, *others = (
@@ -175,7 +175,7 @@ def test_an_impossible_load_factor_is_refused(load_factor: float) -> None:
         consistent_hash(make_upstreams(2), load_factor)
 
 
-def test_ring_numbers_need_not_be_without_gaps() -> None:
+def test_ring_numbers_may_have_gaps() -> None:
     upstreams = [Upstream("a", 7, "127.0.0.1", 1), Upstream("b", 3, "127.0.0.1", 2)]
     policy = make("consistent-hash", upstreams)
     assert {policy.pick(str(key)) for key in range(100)} == set(upstreams)
@@ -184,13 +184,13 @@ def test_ring_numbers_need_not_be_without_gaps() -> None:
 # Round robin, smooth and plain
 
 
-def test_round_robin_takes_turns() -> None:
+def test_round_robin_picks_each_upstream_in_turn() -> None:
     upstreams = make_upstreams(3)
     policy = RoundRobin(upstreams)
     assert [policy.pick("") for _ in range(7)] == [*upstreams, *upstreams, upstreams[0]]
 
 
-def test_round_robin_skips_what_has_been_tried() -> None:
+def test_round_robin_skips_tried_upstreams() -> None:
     one, two, three = upstreams = make_upstreams(3)
     policy = RoundRobin(upstreams)
     assert [policy.pick("", [two]) for _ in range(4)] == [one, three, one, three]
@@ -203,20 +203,20 @@ def test_smooth_weighted_round_robin_gives_the_sequence_of_nginx() -> None:
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8))
-def test_smooth_weighted_round_robin_is_in_proportion_and_spread_out(weights: list[int]) -> None:
+def test_smooth_weighted_round_robin_is_proportional_and_even(weights: list[int]) -> None:
     upstreams = make_upstreams(0, weights)
     policy = SmoothWeightedRoundRobin(upstreams)
     total = sum(weights)
     counts: Counter[Upstream | None] = Counter()
     for picks in range(1, total + 1):
         counts[policy.pick("")] += 1
-        for upstream in upstreams:  # never a whole turn of the others ahead or behind
+        for upstream in upstreams:  # never ahead or behind by a whole round
             assert abs(counts[upstream] - Fraction(picks * upstream.weight, total)) < len(upstreams)
     assert [counts[upstream] for upstream in upstreams] == weights
 
 
 class CreditsOfAll:
-    """Smooth weighted round robin the slow way, as nginx has it: it looks at every upstream."""
+    """Smooth weighted round robin as in nginx, for reference: each pick looks at every upstream."""
 
     def __init__(self, upstreams: list[Upstream]) -> None:
         self.credit = dict.fromkeys(upstreams, 0)
@@ -233,7 +233,7 @@ class CreditsOfAll:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=9), st.data())
-def test_smooth_weighted_round_robin_picks_what_looking_at_all_would(
+def test_smooth_weighted_round_robin_agrees_with_the_reference_implementation(
     weights: list[int], data: st.DataObject
 ) -> None:
     upstreams = make_upstreams(0, weights)
@@ -243,18 +243,18 @@ def test_smooth_weighted_round_robin_picks_what_looking_at_all_would(
         assert policy.pick("", tried) is slow.pick(tried)
 
 
-def test_smooth_weighted_round_robin_keeps_its_proportions_among_the_untried() -> None:
+def test_smooth_weighted_round_robin_is_proportional_among_untried_upstreams() -> None:
     a, b, c = upstreams = make_upstreams(3, [4, 2, 9])
     policy = SmoothWeightedRoundRobin(upstreams)
     counts = Counter(policy.pick("", [c]) for _ in range(60))
     assert counts == {a: 40, b: 20}
 
 
-# Chance
+# Random choices
 
 
 @pytest.mark.parametrize("policy_type", [Random, LeastConnections, PowerOfTwoChoices])
-def test_equals_are_chosen_with_equal_chances(
+def test_equal_upstreams_have_equal_probability(
     policy_type: type[Random] | type[LeastConnections] | type[PowerOfTwoChoices],
 ) -> None:
     upstreams = make_upstreams(5)
@@ -265,7 +265,7 @@ def test_equals_are_chosen_with_equal_chances(
 
 
 @pytest.mark.parametrize("policy_type", [Random, LeastConnections, PowerOfTwoChoices])
-def test_the_same_source_of_chance_makes_the_same_choices(
+def test_the_same_seed_gives_the_same_picks(
     policy_type: type[Random] | type[LeastConnections] | type[PowerOfTwoChoices],
 ) -> None:
     upstreams = make_upstreams(5)
@@ -274,7 +274,7 @@ def test_the_same_source_of_chance_makes_the_same_choices(
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8))
-def test_least_connections_picks_one_of_the_least_busy(loads: list[int]) -> None:
+def test_least_connections_picks_a_least_busy_upstream(loads: list[int]) -> None:
     upstreams = make_upstreams(len(loads))
     for upstream, load in zip(upstreams, loads, strict=True):
         upstream.add_in_flight(load)
@@ -285,7 +285,7 @@ def test_least_connections_picks_one_of_the_least_busy(loads: list[int]) -> None
 
 @settings(max_examples=150, deadline=None)
 @given(n=st.integers(1, 6), steps=st.lists(st.integers(0, 1 << 20), max_size=150))
-def test_least_connections_picks_one_of_the_least_busy_whatever_begins_and_ends(
+def test_least_connections_picks_a_least_busy_upstream_after_any_sequence_of_events(
     n: int, steps: list[int]
 ) -> None:
     upstreams = make_upstreams(n)
@@ -295,7 +295,7 @@ def test_least_connections_picks_one_of_the_least_busy_whatever_begins_and_ends(
         choice, number = step % 5, step // 5
         if choice == 0 and in_flight:
             in_flight.pop(number % len(in_flight)).release()
-        elif choice == 1:  # not by this policy: another lane's, say
+        elif choice == 1:  # a request that this policy has not picked
             upstreams[number % n].acquire()
             in_flight.append(upstreams[number % n])
         else:
@@ -313,7 +313,7 @@ def test_least_connections_picks_one_of_the_least_busy_whatever_begins_and_ends(
             in_flight.append(picked)
 
 
-def test_power_of_two_picks_every_one_but_the_busiest() -> None:
+def test_power_of_two_never_picks_the_busiest_upstream() -> None:
     upstreams = make_upstreams(4)
     for upstream in upstreams:
         upstream.add_in_flight(upstream.number)
@@ -324,7 +324,7 @@ def test_power_of_two_picks_every_one_but_the_busiest() -> None:
         assert abs(counts[upstream] - 1000 * pairs) <= 200
 
 
-def test_two_choices_even_out_what_chance_alone_does_not() -> None:
+def test_two_random_choices_spread_load_more_evenly_than_one() -> None:
     spread = {}
     for policy_type in (Random, PowerOfTwoChoices, LeastConnections):
         upstreams = make_upstreams(20)

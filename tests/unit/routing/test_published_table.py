@@ -1,7 +1,7 @@
-"""The published experiment: how the classic rings spread 10,000 requests with random 6-digit ids.
+"""The published experiment: the distribution of 10,000 random 6-digit request ids over the classic rings.
 
-The exact share of each server is that of the ids 100000 … 999999 that reach it. What was published,
-and what ids drawn here do, must meet it within four standard deviations of a binomial.
+The exact share of a server is the fraction of the ids 100000 … 999999 that it owns. The published counts, and
+the counts of ids that are drawn here, must be within four standard deviations of the binomial distribution.
 """
 
 import math
@@ -27,13 +27,13 @@ def assert_within_noise(counts: Mapping[int, int], shares: Mapping[int, float]) 
 
 
 @rows
-def test_the_published_counts_are_met(name: str, row: list[int]) -> None:
+def test_the_published_counts_agree_with_the_exact_shares(name: str, row: list[int]) -> None:
     ring = Ring.build(name, range(1, len(row) + 1))
     assert_within_noise(dict(enumerate(row, 1)), exact_share(name, ring))
 
 
 @rows
-def test_drawn_ids_do_the_same(name: str, row: list[int]) -> None:
+def test_the_counts_of_drawn_ids_agree_with_the_exact_shares(name: str, row: list[int]) -> None:
     ring = Ring.build(name, range(1, len(row) + 1))
     rng = random.Random(20_26)
     counts = Counter(ring.owner(str(rng.choice(IDS))) for _ in range(REQUESTS))

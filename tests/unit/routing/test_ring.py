@@ -1,4 +1,4 @@
-"""What holds for every ring, and for the classic ones alone. `test_default_ring` measures the default one."""
+"""Properties of all rings and of the classic rings. `test_default_ring` measures the default ring."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ def members(most: int = 20) -> st.SearchStrategy[set[int]]:
 
 
 MANY = st.sets(st.integers(1, 12) | st.integers(245, 260) | st.integers(500, 1004), min_size=1, max_size=8)
-"""Members of the default ring that contend, and some that do not."""
+"""Members of the default ring, with and without shared home slots."""
 
 
 def members_of(name: str) -> st.SearchStrategy[set[int]]:
@@ -37,13 +37,13 @@ def members_of(name: str) -> st.SearchStrategy[set[int]]:
 
 @st.composite
 def rings(draw: st.DrawFn) -> tuple[str, set[int], Probing]:
-    """A preset, members and a probing; the default preset less often, since it takes longer to build."""
+    """Draw a preset, members and a probing; the default preset less often, because it takes longer."""
     name = draw(st.sampled_from([*CLASSIC * 3, "default"]))
     return name, draw(members_of(name)), draw(probings)
 
 
 def placement(preset: RingPreset, numbers: Collection[int], probing: Probing) -> dict[int, tuple[int, int]]:
-    """The ring the slow way, straight from the definition: slot → (i, j)."""
+    """Build the ring directly from the definition: slot → (i, j)."""
     held: dict[int, tuple[int, int]] = {}
     if preset.hash_point is None:
         return in_strata(numbers)
@@ -55,13 +55,13 @@ def placement(preset: RingPreset, numbers: Collection[int], probing: Probing) ->
 
 
 def draws(number: int, which: int) -> list[int]:
-    """A number below 2¹⁶ for each stratum."""
+    """Draw a number below 2¹⁶ for each stratum."""
     digest = hashlib.shake_128(f"{number} {which}".encode()).digest(12_000)
     return [int.from_bytes(digest[i : i + 2], "little") for i in range(0, 12_000, 2)]
 
 
 def in_strata(numbers: Collection[int]) -> dict[int, tuple[int, int]]:
-    """The default ring: each slot is held by whoever ranks highest of those that want it."""
+    """Build the default ring: each slot is held by the first of the members that have it as home slot."""
     wanting: dict[int, list[tuple[int, int, int]]] = {}
     for number in numbers:
         if number > 251:
@@ -72,7 +72,7 @@ def in_strata(numbers: Collection[int]) -> dict[int, tuple[int, int]]:
             for order in range(24):
                 mine = hash_pair(number, order)
                 start = sum(hash_pair(other, order) < mine for other in range(1, 252))
-                # The place x where step · x is the start, modulo 251 (Fermat).
+                # The place x for which step · x = start modulo 251, by Fermat's little theorem.
                 places += [start * pow(step, 249, 251) % 251 for step in range(1, 251)]
             ranks = [0] * 6000
         for j, (place, rank) in enumerate(zip(places, ranks, strict=True)):
@@ -81,13 +81,13 @@ def in_strata(numbers: Collection[int]) -> dict[int, tuple[int, int]]:
 
 
 def heads_from(held: dict[int, tuple[int, int]], start: int) -> Iterator[tuple[int, int]]:
-    """The virtual servers met clockwise from a slot."""
+    """Yield the virtual servers clockwise from a slot."""
     yield from (held[slot] for slot in sorted(slot for slot in held if slot >= start))
     yield from (held[slot] for slot in sorted(slot for slot in held if slot < start))
 
 
 def holders(ring: Ring) -> list[tuple[int, int]]:
-    """Every slot that is held, and by which member."""
+    """Return every held slot and its member."""
     return [(slot, ring.slot_owner(slot)) for slot in compress(range(ring.slots), ring._held)]
 
 
@@ -101,7 +101,7 @@ def slot_owners(ring: Ring) -> list[int]:
 
 @settings(max_examples=60, deadline=None)
 @given(rings(), st.lists(keys, min_size=1, max_size=5))
-def test_every_key_has_the_owner_that_the_definition_says(
+def test_every_key_has_the_owner_of_the_definition(
     spec: tuple[str, set[int], Probing], some_keys: list[str]
 ) -> None:
     name, numbers, probing = spec
@@ -115,7 +115,7 @@ def test_every_key_has_the_owner_that_the_definition_says(
 
 @settings(max_examples=60, deadline=None)
 @given(rings(), keys)
-def test_a_walk_meets_every_member_once_and_the_owner_first(
+def test_a_walk_yields_every_member_once_and_the_owner_first(
     spec: tuple[str, set[int], Probing], key: str
 ) -> None:
     ring = Ring.build(*spec)
@@ -126,7 +126,7 @@ def test_a_walk_meets_every_member_once_and_the_owner_first(
 
 @settings(max_examples=60, deadline=None)
 @given(rings(), st.randoms(use_true_random=False))
-def test_two_builds_from_the_same_members_in_any_order_are_equal(
+def test_the_order_of_the_members_makes_no_difference(
     spec: tuple[str, set[int], Probing], rng: random.Random
 ) -> None:
     name, numbers, probing = spec
@@ -137,7 +137,7 @@ def test_two_builds_from_the_same_members_in_any_order_are_equal(
 
 @settings(max_examples=60, deadline=None)
 @given(rings(), st.data())
-def test_removing_and_adding_again_is_the_identity(
+def test_a_member_that_leaves_and_returns_restores_the_ring(
     spec: tuple[str, set[int], Probing], data: st.DataObject
 ) -> None:
     name, numbers, probing = spec
@@ -151,20 +151,20 @@ def test_removing_and_adding_again_is_the_identity(
 
 @settings(max_examples=40, deadline=None)
 @given(rings(), st.data())
-def test_a_ring_changed_is_the_ring_built_from_its_new_members(
+def test_a_changed_ring_equals_a_new_ring_of_the_same_members(
     spec: tuple[str, set[int], Probing], data: st.DataObject
 ) -> None:
     ring = Ring.build(*spec)
     for _ in range(data.draw(st.integers(1, 4))):
         numbers = set(ring.numbers) ^ data.draw(members_of(spec[0]))
-        ring.owner(data.draw(keys)) if ring.numbers else None  # what is painted must not come along
+        ring.owner(data.draw(keys)) if ring.numbers else None  # a change must not copy cached owners
         ring = ring.changed_to(numbers)
         assert same(ring, Ring.build(spec[0], numbers, spec[2]))
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.sets(st.integers(200, 300), min_size=30, max_size=80), st.data())
-def test_one_by_one_a_contested_ring_becomes_what_it_would_be_at_once(
+def test_single_changes_give_the_same_ring_as_one_change_with_shared_home_slots(
     numbers: set[int], data: st.DataObject
 ) -> None:
     ring = Ring.build("default", numbers)
@@ -175,7 +175,7 @@ def test_one_by_one_a_contested_ring_becomes_what_it_would_be_at_once(
 
 @settings(max_examples=20, deadline=None)
 @given(MANY, st.lists(keys, min_size=1, max_size=50))
-def test_painting_changes_no_answer(numbers: set[int], some_keys: list[str]) -> None:
+def test_cached_owners_change_no_answer(numbers: set[int], some_keys: list[str]) -> None:
     asked, fresh = Ring.build("default", numbers), Ring.build("default", numbers)
     first = [asked.owner(key) for key in some_keys]
     assert [asked.owner(key) for key in reversed(some_keys)] == first[::-1]
@@ -196,7 +196,7 @@ def test_slot_shares_are_exact_and_sum_to_one(spec: tuple[str, set[int], Probing
         assert shares == {number: Fraction(owners.count(number), 512) for number in shares}
 
 
-def test_members_that_never_contend_want_different_slots_in_every_stratum() -> None:
+def test_the_members_up_to_251_have_different_home_slots_in_every_stratum() -> None:
     wanted = [slots_of(number) for number in range(1, 252)]
     for stratum, slots in enumerate(zip(*wanted, strict=True)):
         assert sorted(slots) == list(range(251 * stratum, 251 * (stratum + 1)))
@@ -209,7 +209,7 @@ DIGESTS = {
     "default": "54b6f8b849b401ae",
     "contended": "6b0ead303ca344a0",
 }
-"""SHA-256 of the rings of members 1 … 7, and of one whose members contend, as `DIGEST` takes it.
+"""SHA-256 of the rings of members 1 … 7, and of one with shared home slots, as computed by `DIGEST`.
 
 A change here moves keys at an upgrade.
 """
@@ -227,7 +227,7 @@ print("contended", hashlib.sha256(owners.encode()).hexdigest()[:16])
 
 
 @pytest.mark.parametrize("seed", ["0", "12345"])
-def test_every_process_builds_the_same_ring_whatever_its_hash_seed(seed: str) -> None:
+def test_every_process_builds_the_same_ring_with_any_hash_seed(seed: str) -> None:
     environment = {**os.environ, "PYTHONHASHSEED": seed}
     run = subprocess.run(
         [sys.executable, "-c", DIGEST],
@@ -258,7 +258,7 @@ def test_one_member_owns_everything() -> None:
 
 @pytest.mark.parametrize("probing", [linear, quadratic])
 @pytest.mark.parametrize("name", CLASSIC)
-def test_a_classic_ring_holds_56_members_and_no_more(name: str, probing: Probing) -> None:
+def test_a_classic_ring_has_at_most_56_members(name: str, probing: Probing) -> None:
     assert capacity(name) == 512 // 9 == 56
     full = Ring.build(name, range(1, 57), probing)
     assert min(full.slot_share().values()) >= Fraction(9, 512)
@@ -266,13 +266,13 @@ def test_a_classic_ring_holds_56_members_and_no_more(name: str, probing: Probing
         Ring.build(name, range(1, 58), probing)
 
 
-def test_the_default_ring_holds_1000_members_and_no_more() -> None:
+def test_the_default_ring_has_at_most_1000_members() -> None:
     assert capacity("default") == 1000
     with pytest.raises(RingFullError, match="no slots left for 1001 replicas"):
         Ring.build("default", range(1, 1002))
 
 
-def test_numbers_count_by_how_many_they_are_not_by_how_large() -> None:
+def test_the_capacity_limits_the_number_of_members_not_their_numbers() -> None:
     ring = Ring.build("default", [1, 65_535])
     assert ring.numbers == (1, 65_535)
     assert ring.peak_to_mean <= 1.05
@@ -299,12 +299,12 @@ def test_the_presets_are_those_of_the_contract() -> None:
     }
 
 
-def test_linear_probing_tries_every_slot_once_from_its_own() -> None:
+def test_linear_probing_tries_every_slot_once_from_the_home_slot() -> None:
     assert list(islice(linear(509, 512), 5)) == [509, 510, 511, 0, 1]
     assert sorted(linear(100, 512)) == list(range(512))
 
 
-def test_quadratic_probing_tries_squares_first_and_every_slot_in_the_end() -> None:
+def test_quadratic_probing_tries_squares_and_then_every_slot() -> None:
     assert list(islice(quadratic(500, 512), 5)) == [500, 501, 504, 509, 4]
     squares = {step * step % 512 for step in range(512)}
     tried = list(quadratic(0, 512))
@@ -314,8 +314,11 @@ def test_quadratic_probing_tries_squares_first_and_every_slot_in_the_end() -> No
 
 
 @pytest.mark.parametrize(("probing", "slot"), [(linear, 51), (quadratic, 53)])
-def test_a_virtual_server_whose_slot_is_taken_goes_where_probing_leads(probing: Probing, slot: int) -> None:
-    # By hand: Φ(4, 2) = 16 + 4 + 4 + 25 = 49 is Φ(3, 3) = 9 + 9 + 6 + 25; 50 is Φ(1, 4) = 1 + 16 + 8 + 25.
+def test_a_virtual_server_whose_home_slot_is_taken_probes_for_a_free_slot(
+    probing: Probing, slot: int
+) -> None:
+    # Computed by hand: Φ(4, 2) = 16 + 4 + 4 + 25 = 49 is Φ(3, 3) = 9 + 9 + 6 + 25; 50 is Φ(1, 4) = 1 + 16 + 8
+    # + 25.
     ring = Ring.build("classic", [1, 3, 4], probing)
     occupied = [taken for taken in range(45, 56) if ring._held[taken]]
     assert occupied == [49, 50, slot]

@@ -11,33 +11,33 @@ from loadbalancer.routing.snapshot import Snapshot, snapshot_maker
 from loadbalancer.routing.upstream import Upstream
 
 
-def test_a_replica_that_eases_in_takes_its_share_and_no_more() -> None:
+def test_an_upstream_in_slow_start_accepts_its_share() -> None:
     upstreams = [Upstream(f"S{number}", number, "fake", number) for number in (1, 2)]
     upstreams[0].share = 0.25
     snapshot = Snapshot(tuple(upstreams), RoundRobin(upstreams), random.Random(1))
     picks = [snapshot.pick("key") for _ in range(10_000)]
     share = picks.count(upstreams[0]) / len(picks)
-    assert 0.1 < share < 0.3, "about a quarter of its half"
+    assert 0.1 < share < 0.3, "about a quarter of its normal share, which is half"
 
 
-def test_who_is_alone_takes_all_even_while_easing_in() -> None:
+def test_a_single_upstream_accepts_all_requests_even_in_slow_start() -> None:
     upstream = Upstream("S1", 1, "fake", 1)
     upstream.share = 0.0
     snapshot = Snapshot((upstream,), RoundRobin([upstream]))
     assert {snapshot.pick("key") for _ in range(100)} == {upstream}
 
 
-def test_a_retired_upstream_is_let_go_of_when_its_last_request_has_ended() -> None:
+def test_on_retired_is_called_once_when_the_last_request_ends() -> None:
     upstream = Upstream("S1", 1, "fake", 1)
-    let_go: list[str] = []
-    upstream.on_retired.append(lambda: let_go.append("once"))
+    calls: list[str] = []
+    upstream.on_retired.append(lambda: calls.append("retired"))
     upstream.acquire()
     upstream.retire()
-    assert let_go == []
+    assert calls == []
     upstream.release()
-    assert let_go == ["once"]
+    assert calls == ["retired"]
     upstream.retire()
-    assert let_go == ["once"]
+    assert calls == ["retired"]
 
 
 HISTORY = st.lists(st.tuples(st.sampled_from(["pick", "pick", "pick", "end", "publish"]), st.integers(0, 63)))
@@ -45,10 +45,10 @@ HISTORY = st.lists(st.tuples(st.sampled_from(["pick", "pick", "pick", "end", "pu
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from([1.0, 1.25, 2.0]), HISTORY)
-def test_the_bound_is_taken_over_those_in_rotation_whoever_has_left_or_come_back(
+def test_the_bound_counts_the_upstreams_in_rotation_after_any_sequence_of_events(
     factor: float, history: list[tuple[str, int]]
 ) -> None:
-    """Requests to one that has left are of no account; one that returns brings its own along."""
+    """The requests of an upstream count exactly while it is in rotation."""
     upstreams = [Upstream(f"S{number}", number, "fake", number) for number in range(1, 7)]
     make = snapshot_maker("consistent-hash", "classic-sha256", factor, random.Random(1))
     snapshot, in_flight = make(upstreams), list[Upstream]()
@@ -71,7 +71,7 @@ def test_the_bound_is_taken_over_those_in_rotation_whoever_has_left_or_come_back
 
 @settings(max_examples=150, deadline=None)
 @given(HISTORY)
-def test_the_least_busy_in_rotation_is_picked_whoever_has_left_or_come_back(
+def test_a_least_busy_upstream_in_rotation_is_picked_after_any_sequence_of_events(
     history: list[tuple[str, int]],
 ) -> None:
     upstreams = [Upstream(f"S{number}", number, "fake", number) for number in range(1, 7)]
@@ -91,7 +91,7 @@ def test_the_least_busy_in_rotation_is_picked_whoever_has_left_or_come_back(
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.25])
-def test_the_share_of_one_that_eases_in_goes_to_others_that_have_room(factor: float) -> None:
+def test_requests_that_a_slow_start_leaves_go_to_upstreams_that_are_not_full(factor: float) -> None:
     upstreams = [Upstream(f"S{number}", number, "fake", number) for number in range(1, 5)]
     upstreams[0].share = 0.5
     snapshot = snapshot_maker("consistent-hash", "default", factor, random.Random(1))(upstreams)
@@ -100,5 +100,5 @@ def test_the_share_of_one_that_eases_in_goes_to_others_that_have_room(factor: fl
         upstream = snapshot.pick(str(key))
         assert upstream is not None
         upstream.acquire()
-        # Others take what it leaves within a bound of their own, over themselves.
+        # The bound for the remaining requests counts the other three upstreams only.
         assert upstream.in_flight <= ceil(Fraction(factor) * (total + 1) / 3)
