@@ -125,7 +125,7 @@ def _from_query(query: str) -> Mapping[str, Any]:
         raise BadRequestError(f"the query '{query}' is not of the form n=2&hostnames=a,b") from None
     fields = _without_repetition(pairs)
     for name in ("n", "N"):
-        # Python refuses to convert thousands of digits. The model refuses whatever stays a text.
+        # Python refuses to convert thousands of digits. The model refuses a value that stays a text.
         if re.fullmatch(r"-?[0-9]{1,18}", fields.get(name, "")):
             fields[name] = int(fields[name])
     for name in ("hostnames", "replicas"):

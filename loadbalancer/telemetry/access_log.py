@@ -71,17 +71,13 @@ class AccessLog:
                 request_id=request_id,
             )
             return
-        self._lines.append(
+        self._collect(
             f'{{"method": "{method}", "target": {quoted(target)}, "status": {status}, '
             f'"complete": {"true" if complete else "false"}, '
             f'"replica": {quoted(replica) if replica else "null"}, '
             f'"seconds": {seconds:.6f}, "client": "{client}", "request_id": {quoted(request_id)}, '
             f'"event": "request", "level": "info", "timestamp": "{self._now()}"}}\n'
         )
-        if len(self._lines) == 1:
-            asyncio.get_running_loop().call_later(MAX_DELAY, self.flush)
-        elif len(self._lines) >= MAX_BATCH:
-            self.flush()
 
     def flush(self) -> None:
         """Write the lines of the current batch."""
@@ -89,6 +85,14 @@ class AccessLog:
         if lines:
             sys.stderr.write("".join(lines))
             sys.stderr.flush()
+
+    def _collect(self, line: str) -> None:
+        """Add a line to the batch; the batch is written when it is full, or after `MAX_DELAY` seconds."""
+        self._lines.append(line)
+        if len(self._lines) == 1:
+            asyncio.get_running_loop().call_later(MAX_DELAY, self.flush)
+        elif len(self._lines) >= MAX_BATCH:
+            self.flush()
 
     def _now(self) -> str:
         """Format the time in UTC (ISO 8601). The part up to the second is cached."""

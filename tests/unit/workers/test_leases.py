@@ -78,59 +78,78 @@ class Pair:
         self.send_rotation()
 
 
+class Requests:
+    """The requests in flight in the worker of a pair, and the number of results."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self.in_flight: list[Upstream] = []
+        self.successes = self.failures = self.refusals = 0
+
+    def begin(self) -> None:
+        upstream = self._pair.follower.publication.snapshot.pick("key")
+        if upstream is not None:
+            upstream.acquire()
+            self._pair.counted.in_flight += 1
+            self.in_flight.append(upstream)
+
+    def end(self, choice: int, status: int) -> None:
+        upstream = self.in_flight.pop(choice % len(self.in_flight))
+        upstream.record_answer(status)
+        upstream.release()
+        self._pair.counted.in_flight -= 1
+        self._pair.counted.count(upstream.hostname, status, 0.01)
+        self.successes += status < 500
+        self.failures += status >= 500
+
+    def refuse(self, choice: int) -> None:
+        self.in_flight[choice % len(self.in_flight)].record_refusal()
+        self.refusals += 1
+
+    def step(self, step: str, choice: int) -> None:
+        if step == "rotate":
+            self._pair.rotate(choice)
+        elif step == "begin":
+            self.begin()
+        elif step == "report":
+            self._pair.follower.report(0)
+        elif self.in_flight and step == "refuse":
+            self.refuse(choice)
+        elif self.in_flight:
+            self.end(choice, 200 if step == "end" else 500)
+
+
 @settings(max_examples=150, deadline=None)
 @given(STEPS)
 def test_the_counts_agree_after_any_sequence_of_events(steps: list[tuple[str, int]]) -> None:
     async def main() -> None:
         pair = Pair()
-        in_flight: list[Upstream] = []
-        answers = refusals = failures = 0
+        requests = Requests(pair)
         for step, choice in steps:
-            if step == "rotate":
-                pair.rotate(choice)
-            elif step == "begin":
-                upstream = pair.follower.publication.snapshot.pick("key")
-                if upstream is not None:
-                    upstream.acquire()
-                    pair.counted.in_flight += 1
-                    in_flight.append(upstream)
-            elif in_flight and step in ("end", "fail"):
-                upstream = in_flight.pop(choice % len(in_flight))
-                upstream.record_answer(200 if step == "end" else 500)
-                answers, failures = answers + (step == "end"), failures + (step == "fail")
-                upstream.release()
-                pair.counted.in_flight -= 1
-                pair.counted.count(upstream.hostname, 200 if step == "end" else 500, 0.01)
-            elif in_flight and step == "refuse":
-                in_flight[choice % len(in_flight)].record_refusal()
-                refusals += 1
-            elif step == "report":
-                pair.follower.report(0)
+            requests.step(step, choice)
             await pass_time(0)
         pair.follower.report(0)
         await pass_time(0)
-        assert pair.total.in_flight == len(in_flight)
-        assert sum(upstream.in_flight for upstream in pair.known) == len(in_flight)
-        assert sum(upstream.successes for upstream in pair.known) == answers
-        assert len(pair.refused) == refusals
-        assert len(pair.failed) <= failures, "a success in the same report hides the failures before it"
+        assert pair.total.in_flight == len(requests.in_flight)
+        assert sum(upstream.in_flight for upstream in pair.known) == len(requests.in_flight)
+        assert sum(upstream.successes for upstream in pair.known) == requests.successes
+        assert len(pair.refused) == requests.refusals
+        assert len(pair.failed) <= requests.failures, "a success in the same report hides failures before it"
         present = set(pair.fleet.snapshot.upstreams)
-        busy = {upstream.hostname for upstream in in_flight}
+        busy = {upstream.hostname for upstream in requests.in_flight}
         for upstream in pair.known:
-            assert upstream.busy == (upstream in present or upstream.hostname in busy), (
-                "the worker has a lease while it may use the upstream"
-            )
+            leased = upstream in present or upstream.hostname in busy
+            assert upstream.busy == leased, "the worker has a lease while it may use the upstream"
 
-        while in_flight:
-            in_flight.pop().release()
-            pair.counted.in_flight -= 1
+        while requests.in_flight:
+            requests.end(0, 200)
         pair.fleet.snapshot = pair.fleet.make(())
         pair.send_rotation()
         await pass_time(0)
         assert not any(upstream.busy for upstream in pair.known)
         assert pair.total.in_flight == 0
         total = sum(count for _, _, count in pair.total.take().requests)
-        assert total == answers + failures
+        assert total == requests.successes + requests.failures
 
     run(main())
 
