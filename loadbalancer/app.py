@@ -23,6 +23,7 @@ from loadbalancer.fleet.backends.docker import DockerBackend
 from loadbalancer.fleet.backends.process import ProcessBackend
 from loadbalancer.fleet.fleet import Fleet
 from loadbalancer.fleet.heartbeat import Prober
+from loadbalancer.fleet.journal import Journal
 from loadbalancer.fleet.timing import Timing
 from loadbalancer.listening import BACKLOG, bind, resolve
 from loadbalancer.proxy.accounting import Accounting
@@ -32,7 +33,6 @@ from loadbalancer.routing.upstream import authority
 from loadbalancer.serving import Front, Shutdown
 from loadbalancer.settings import IN_IMAGE, Settings, parse_weights
 from loadbalancer.telemetry.events import EventStream
-from loadbalancer.telemetry.journal import Journal
 from loadbalancer.telemetry.logs import configure as configure_logs
 from loadbalancer.telemetry.metrics import Metrics
 from loadbalancer.tls import Certificate, CertificateError

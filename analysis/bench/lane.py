@@ -21,9 +21,9 @@ from typing import Any
 import uvloop
 
 from analysis.bench import traffic
-from loadbalancer.fleet.publication import Publication
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.fast.lane import FastLane
+from loadbalancer.publication import Publication
 from loadbalancer.routing.snapshot import snapshot_maker
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings

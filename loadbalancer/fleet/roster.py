@@ -10,9 +10,9 @@ from typing import Protocol
 
 from loadbalancer.fleet.backends.base import Instance
 from loadbalancer.fleet.lock import FleetLock
-from loadbalancer.fleet.publication import Publication
 from loadbalancer.fleet.replica import Replica, State
 from loadbalancer.fleet.state import FleetState, ReplicaState
+from loadbalancer.publication import Publication
 from loadbalancer.routing.snapshot import Snapshot
 from loadbalancer.routing.upstream import Upstream
 

@@ -4,7 +4,7 @@ import asyncio
 import random
 from dataclasses import dataclass
 
-from loadbalancer.fleet.publication import Publication
+from loadbalancer.publication import Publication
 from loadbalancer.routing.snapshot import snapshot_maker
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings

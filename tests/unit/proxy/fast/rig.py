@@ -12,7 +12,6 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from loadbalancer.fleet.publication import Publication
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.fast.client import ClientConnection
 from loadbalancer.proxy.fast.lane import FastLane
@@ -22,6 +21,7 @@ from loadbalancer.proxy.fast.pool import Pool
 from loadbalancer.proxy.fast.request_head import Request, read_head
 from loadbalancer.proxy.fast.upstream import UpstreamConnection
 from loadbalancer.proxy.forwarding import TrustedProxies
+from loadbalancer.publication import Publication
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.metrics import Metrics
