@@ -34,10 +34,18 @@ bench: $(VENV)/.installed-dev ## compare with nginx and HAProxy on this machine 
 analysis: $(VENV)/.installed-dev ## run the experiments, and write docs/analysis.md and its plots (about 10 minutes)
 	$(BIN)/python -m analysis report $(ARGS)
 
-check: $(VENV)/.installed-dev ## check format, lint and types
+check: $(VENV)/.installed-dev ## check the rules: format, lint, types, imports, lengths, unused code, dependencies, the wheel
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tests.rules.lengths
+	$(BIN)/vulture loadbalancer server analysis
+	$(BIN)/vulture
+	$(BIN)/deptry .
+	@rm -rf build
+	$(BIN)/python -m pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(BIN)/check-wheel-contents build/wheel
 
 format: $(VENV)/.installed-dev ## format the code
 	$(BIN)/ruff format .
@@ -51,8 +59,8 @@ lock: $(VENV)/.installed-dev ## resolve the dependencies of pyproject.toml into 
 		--no-header --extra build --extra test --extra analysis --constraint requirements.lock pyproject.toml \
 		--output-file requirements-dev.lock
 
-clean: ## remove the environment and all caches
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the environment and every cache
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
