@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos fuzz soak bench analysis check format lock clean
+.PHONY: help run test chaos fuzz soak bench analysis check hooks format lock clean
 
 help: ## list all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ check: $(VENV)/.installed-dev ## check the rules: format, lint, types, imports, 
 	@rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/check-wheel-contents build/wheel
+
+hooks: $(VENV)/.installed-dev ## have Git run make check at each commit, and the unit tests at each push
+	$(BIN)/pre-commit install
 
 format: $(VENV)/.installed-dev ## format the code
 	$(BIN)/ruff format .
