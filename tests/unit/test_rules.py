@@ -171,3 +171,10 @@ def test_the_package_says_that_it_is_typed() -> None:
     assert (ROOT / "loadbalancer" / "py.typed").exists(), (
         "PEP 561; the check of the wheel sees that it is in it"
     )
+
+
+def test_the_hooks_of_git_run_targets_that_ci_runs() -> None:
+    targets = re.findall(r"entry: (make \w+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert targets == ["make check", "make test"]
+    steps = (ROOT / ".ci" / "run").read_text()
+    assert all(re.search(rf"^{target}\b", steps, re.MULTILINE) for target in targets)
