@@ -14,15 +14,10 @@ FOLDERS = ("loadbalancer", "server", "analysis", "tests")
 FILE_LIMIT = 400
 FUNCTION_LIMIT = 60
 
-LONG_FILES: Mapping[str, str] = {
-    "tests/integration/test_asgi_boundaries.py": "to be split by subject",
-    "tests/integration/test_workers.py": "to be split by subject",
-}
+LONG_FILES: Mapping[str, str] = {}
 """Path and reason."""
 
-LONG_FUNCTIONS: Mapping[str, str] = {
-    "tests/replicas/odd.py:one": "to be split by kind of answer",
-}
+LONG_FUNCTIONS: Mapping[str, str] = {}
 """`path:function` and reason."""
 
 
