@@ -232,7 +232,7 @@ async def test_the_queue_is_bounded() -> None:
     async def attempt(upstream: Upstream, fresh: bool) -> None:
         pass
 
-    waiting = [asyncio.create_task(carry(queue, "key", attempt, lambda e: True)) for _ in range(5)]
+    waiting = [asyncio.create_task(carry(queue, "key", attempt, lambda _: True)) for _ in range(5)]
     await pass_time(0.1)
     source.publish(upstream(1))
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
