@@ -1,13 +1,12 @@
-"""Builds the whole load balancer from its settings, runs it, and tears it down again.
+"""Builds the whole load balancer from its settings, runs it, and closes it again.
 
-The only place that knows every part. Reading order: `run`, `_serve`, `_build`.
+No other module knows every part. Reading order: `run`, `_serve`, `_run`, `_build`.
 """
 
 import asyncio
 import os
 import random
 import resource
-import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
@@ -30,8 +29,9 @@ from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.routing.ring import capacity
 from loadbalancer.routing.snapshot import snapshot_maker
 from loadbalancer.routing.upstream import authority
-from loadbalancer.serving import Front, Shutdown
+from loadbalancer.serving import Front
 from loadbalancer.settings import IN_IMAGE, Settings, parse_weights
+from loadbalancer.shutdown import Shutdown
 from loadbalancer.telemetry.events import EventStream
 from loadbalancer.telemetry.logs import configure as configure_logs
 from loadbalancer.telemetry.metrics import Metrics
@@ -48,7 +48,8 @@ def run(settings: Settings) -> int:
         settings: The validated options.
 
     Returns:
-        0 after an orderly end; 1 when it could not start, with the reason on standard error.
+        0 after an orderly end. 1 if it could not start, could not stop a replica, or failed in a way that it
+        does not foresee; the reason is on standard error.
     """
     configure_logs(settings.log_format, settings.log_level)
     _allow_many_files()
@@ -57,34 +58,57 @@ def run(settings: Settings) -> int:
 
 
 def _allow_many_files() -> None:
-    """Let there be as many connections as the system allows: the usual 1024 open files are soon too few."""
+    """Raise the limit of open files as far as the system allows: each connection needs one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(settings: Settings) -> int:
-    shutdown = Shutdown()
-    with closing(shutdown), ExitStack() as stack:
+    with closing(Shutdown()) as shutdown:
+        try:
+            await _run(settings, shutdown)
+        except (BackendError, CertificateError, _CannotListenError) as error:
+            if error.__context__ is not None and not error.__suppress_context__:
+                _log_failure(error.__context__)  # Closing failed as well, because of another error.
+            return _fail(str(error))
+        except (Exception, asyncio.CancelledError) as error:
+            _log_failure(error)
+            return _fail("the load balancer failed in a way that it did not foresee: see its log")
+    log.info("stopped")
+    return 0
+
+
+async def _run(settings: Settings, shutdown: Shutdown) -> None:
+    """Serve until told to stop, and close everything.
+
+    Raises:
+        _CannotListenError: The port cannot be had.
+        CertificateError: The certificate cannot be used.
+        BackendError: No replica can be started, or some could not be stopped.
+    """
+    with ExitStack() as stack:
         try:
             address = await shutdown.unless_out_of_time(resolve(settings.host, settings.port), 0)
             if address is None:
-                return _stopped()
+                return
             listeners = stack.enter_context(bind(address, settings.workers))
             held = stack.enter_context(claim(name_for(address.sockaddr))) if settings.workers > 1 else None
         except OSError as error:
             where = authority(settings.host, settings.port)
-            return _fail(f"cannot listen on {where}: {error.strerror}")
-        try:
-            certificate = _certificate(settings)
-            async with _build(settings, shutdown, certificate) as parts:
-                if not shutdown.asked.is_set():
-                    for listener in listeners:
-                        listener.listen(BACKLOG)
-                    _log_serving(settings, parts.backend)
-                    await parts.front.serve(listeners, held, shutdown)
-        except (BackendError, CertificateError) as error:
-            return _fail(str(error))
-    return _stopped()
+            raise _CannotListenError(f"cannot listen on {where}: {error.strerror}") from error
+        certificate = Certificate.of(settings)
+        if certificate is not None:
+            shutdown.on_hangup = certificate.reload
+        async with _build(settings, shutdown, certificate) as parts:
+            if not shutdown.asked.is_set():
+                for listener in listeners:
+                    listener.listen(BACKLOG)
+                _log_serving(settings, parts.backend)
+                await parts.front.serve(listeners, held, shutdown)
+
+
+class _CannotListenError(Exception):
+    """The load balancer cannot listen on its port."""
 
 
 def _log_serving(settings: Settings, backend: Backend) -> None:
@@ -93,9 +117,8 @@ def _log_serving(settings: Settings, backend: Backend) -> None:
     log.info("serving", url=url, backend=backend.name)
 
 
-def _stopped() -> int:
-    log.info("stopped")
-    return 0
+def _log_failure(error: BaseException) -> None:
+    log.error("load balancer failed", reason=str(error) or type(error).__name__, exc_info=error)
 
 
 def _fail(reason: str) -> int:
@@ -113,7 +136,7 @@ class _Parts:
 async def _build(
     settings: Settings, shutdown: Shutdown, certificate: Certificate | None
 ) -> AsyncIterator[_Parts]:
-    """Make every part and join them; at the end, stop the replicas and close what was opened."""
+    """Make all parts and connect them. At the end, stop the replicas and close the parts."""
     rng = random.Random()
     metrics = Metrics()
     events = EventStream()
@@ -142,36 +165,15 @@ async def _build(
         metrics.watch_replicas(fleet.census)
         admin = create_admin(fleet, metrics, events, settings.admin_token)
         accounting = Accounting(metrics, access_log=settings.access_log)
+        shutdown.on_hurry = fleet.hurry
         try:
-            # Time enough in all but the worst case: what is half opened may leave something behind.
+            # A cancelled start may leave something behind, so it gets time to end by itself first.
             await shutdown.unless_out_of_time(fleet.open(), settings.stop_timeout)
             yield _Parts(
                 backend, Front(settings, fleet.publication, accounting, admin, events.close, certificate)
             )
         finally:
-            await _close(fleet, shutdown, keep=settings.on_exit == "keep")
-
-
-async def _close(fleet: Fleet, shutdown: Shutdown, *, keep: bool) -> None:
-    """Drain and stop the replicas, unless they shall be kept; without patience once there is a hurry."""
-
-    async def when_hurried() -> None:
-        await shutdown.hurried.wait()
-        fleet.hurry()
-
-    hurrying = asyncio.create_task(when_hurried())
-    try:
-        await fleet.close(keep=keep)
-    finally:
-        hurrying.cancel()
-
-
-def _certificate(settings: Settings) -> Certificate | None:
-    """The certificate, read again at each SIGHUP; None if there is to be no TLS."""
-    certificate = Certificate.of(settings)
-    if certificate is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.reload)
-    return certificate
+            await fleet.close(keep=settings.on_exit == "keep")
 
 
 def _make_backend(settings: Settings) -> Backend:
@@ -187,7 +189,7 @@ def _make_backend(settings: Settings) -> Backend:
 
 
 def _room(settings: Settings) -> int:
-    """How many replicas there is room for."""
+    """The largest number of replicas that the ring and the options allow."""
     if settings.policy != "consistent-hash":
         return settings.max_replicas
     return min(settings.max_replicas, capacity(settings.ring))

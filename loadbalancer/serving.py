@@ -6,14 +6,13 @@ the dispatcher stands in front of both.
 """
 
 import asyncio
-import signal
+import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import structlog
 from hypercorn.typing import ASGIFramework
@@ -28,6 +27,8 @@ from loadbalancer.proxy.asgi.server import serve
 from loadbalancer.proxy.fast.lane import FastLane
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.settings import Settings
+from loadbalancer.shutdown import Shutdown
+from loadbalancer.tasks import Service
 from loadbalancer.tls import Certificate
 from loadbalancer.workers.handle import WorkerContext
 from loadbalancer.workers.succession import announce, name_of
@@ -36,77 +37,7 @@ from loadbalancer.workers.supervisor import Supervisor, supervise
 CUT_OFF_WITHIN = 1.0
 """Seconds for connections to end once there is no time left."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""The signals that end the load balancer."""
-
-T = TypeVar("T")
-
 log = structlog.get_logger("loadbalancer")
-
-
-class Shutdown:
-    """The end that SIGTERM and SIGINT ask for: the first signal to stop, a second one to hurry."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.hurried = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self._signalled)
-
-    def close(self) -> None:
-        """Ignore the signals from now on: the end that they ask for has come.
-
-        Their default action would end the process with another status while the interpreter shuts down.
-        They are blocked in between, so that no signal meets that action.
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        for number in SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-    async def out_of_time(self, patience: float) -> None:
-        """Return when there is a hurry, or when so many seconds have passed since the first signal."""
-        await self.asked.wait()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await self.hurried.wait()
-
-    async def unless_hurried(self, work: Awaitable[T]) -> T | None:
-        """Wait for work to be done, but break it off when there is a hurry.
-
-        Returns:
-            Its result; None if it was broken off.
-        """
-        return await _unless(self.hurried.wait(), work)
-
-    async def unless_out_of_time(self, work: Awaitable[T], patience: float) -> T | None:
-        """Wait for work to be done, but break it off once it is out of time.
-
-        Args:
-            work: Is cancelled when it is broken off.
-            patience: Seconds that the work still has after the first signal.
-
-        Returns:
-            Its result; None if it was broken off.
-        """
-        return await _unless(self.out_of_time(patience), work)
-
-    def _signalled(self) -> None:
-        (self.hurried if self.asked.is_set() else self.asked).set()
-
-
-async def _unless(limit: Coroutine[Any, Any, object], work: Awaitable[T]) -> T | None:
-    """Wait for work to be done, but break it off when the limit returns first."""
-    working, limiting = asyncio.ensure_future(work), asyncio.create_task(limit)
-    try:
-        await asyncio.wait({working, limiting}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        working.cancel()
-        limiting.cancel()
-        await asyncio.wait({working, limiting})
-    return None if working.cancelled() else working.result()
 
 
 @dataclass(frozen=True)
@@ -155,8 +86,11 @@ class Front:
                 dispatcher.closing = True
                 self._stopping()
 
-            options = HypercornOptions(self.settings, [f"fd://{listener.detach()}"], self.certificate)
-            await self._serve_by_hypercorn(dispatcher, options, until_stopped, shutdown)
+            server = self._hypercorn(
+                dispatcher, listener, until_stopped, "server of the ASGI lane", self.certificate
+            )
+            server.start()
+            await self._end(server, shutdown)
 
     async def _serve_fast(self, listener: socket.socket, shutdown: Shutdown) -> None:
         async with (
@@ -180,37 +114,40 @@ class Front:
             )
             async with supervise(context, listeners) as supervisor:
                 if self.certificate is not None:
-                    _renew_at_sighup(self.certificate, supervisor)
-                async with asyncio.TaskGroup() as tasks:
-                    announcing = tasks.create_task(_announce(supervisor, claim, len(listeners)))
+                    shutdown.on_hangup = _renewal(self.certificate, supervisor)
+                announcing = Service(lambda: _announce(supervisor, claim, len(listeners)), "announcement")
+                announcing.start()
+                try:
                     await shutdown.asked.wait()
-                    announcing.cancel()
+                finally:
+                    await announcing.stop()
                 self._stopping()
                 for listener in listeners:
-                    listener.close()  # the workers have them still, and close them when they drain
+                    listener.close()  # The workers have copies, and close them when they drain.
                 await shutdown.unless_hurried(supervisor.drain(self.settings.drain_timeout))
 
     @asynccontextmanager
     async def _admin_socket(self, shutdown: Shutdown) -> AsyncIterator[str]:
-        """Serve the admin application on a Unix socket; yields its path."""
+        """Serve the admin application on a Unix socket, and yield the path of the socket."""
         with tempfile.TemporaryDirectory(prefix="loadbalancer-") as folder:
             path = str(Path(folder) / "admin")
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            listener.bind(path)
-            listener.listen(BACKLOG)  # now, so that the first request finds it, whoever is ready first
-            drained = asyncio.Event()
-            only = Dispatcher(self.admin, self.admin)
-            options = HypercornOptions(self.settings, [f"fd://{listener.detach()}"])
-            serving = asyncio.create_task(self._serve_by_hypercorn(only, options, drained.wait, shutdown))
-            try:
-                yield path
-            finally:
-                drained.set()
-                await serving
+            with listener:
+                listener.bind(path)
+                listener.listen(BACKLOG)  # Requests may come before the server is ready.
+                drained = asyncio.Event()
+                app = Dispatcher(self.admin, self.admin)
+                server = self._hypercorn(app, listener, drained.wait, "admin server")
+                server.start()
+                try:
+                    yield path
+                finally:
+                    drained.set()
+                    await self._end(server, shutdown)
 
     @asynccontextmanager
     async def _http2(self) -> AsyncIterator[Http2 | None]:
-        """What the fast lane hands over; nobody asks for it without TLS."""
+        """Serve the HTTP/2 connections that the fast lane hands over. Without TLS there are none."""
         if self.certificate is None:
             yield None
             return
@@ -221,34 +158,56 @@ class Front:
         log.info("stopping")
         self.when_stopping()
 
-    async def _serve_by_hypercorn(
+    def _hypercorn(
         self,
         app: Dispatcher,
-        options: HypercornOptions,
+        listener: socket.socket,
         until_stopped: Callable[[], Awaitable[object]],
-        shutdown: Shutdown,
-    ) -> None:
-        serving = asyncio.create_task(serve(app, options, until_stopped))
-        out_of_time = asyncio.create_task(shutdown.out_of_time(self.settings.drain_timeout + CUT_OFF_WITHIN))
-        await asyncio.wait({serving, out_of_time}, return_when=asyncio.FIRST_COMPLETED)
-        out_of_time.cancel()
-        if not serving.done():
-            serving.cancel()
-            # A client that reads nothing of its answer holds even this up; closing the loop cuts it off.
-            await asyncio.wait({serving}, timeout=CUT_OFF_WITHIN)
+        name: str,
+        certificate: Certificate | None = None,
+    ) -> Service:
+        """Make a server that is resumed after a fault; connections then wait in the queue of the listener.
+
+        Args:
+            app: Answers the requests.
+            listener: Is closed when the server is told to stop.
+            until_stopped: Returns when the server takes no new requests.
+            name: Name of the server in the log.
+            certificate: The certificate that clients are served with; None: plain HTTP.
+        """
+
+        async def until_listener_closed() -> None:
+            await until_stopped()
+            listener.close()
+
+        async def serve_once() -> None:
+            options = HypercornOptions(self.settings, [f"fd://{os.dup(listener.fileno())}"], certificate)
+            await serve(app, options, until_listener_closed)
+
+        return Service(serve_once, name)
+
+    async def _end(self, server: Service, shutdown: Shutdown) -> None:
+        """Wait until a server has ended, but not for longer than requests have after the first signal."""
+        try:
+            await shutdown.unless_out_of_time(
+                asyncio.shield(server.ended), self.settings.drain_timeout + CUT_OFF_WITHIN
+            )
+        finally:
+            # A client that does not read its answer delays the end; its connection breaks with the loop.
+            await server.stop(CUT_OFF_WITHIN)
 
 
-def _renew_at_sighup(certificate: Certificate, supervisor: Supervisor) -> None:
+def _renewal(certificate: Certificate, supervisor: Supervisor) -> Callable[[], None]:
     def renew() -> None:
         if certificate.reload():
             supervisor.renew(certificate)
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew)
+    return renew
 
 
 async def _announce(supervisor: Supervisor, claim: socket.socket, workers: int) -> None:
     """Once all workers serve, tell the workers of a predecessor that they may end."""
     await supervisor.ready()
     log.info("workers ready", workers=workers)
-    async with await announce(claim) as server:
+    async with await announce(claim.dup()) as server:
         await server.serve_forever()

@@ -94,6 +94,7 @@ def serve(config: Path | None, **options: Any) -> int:
     # then kill the load balancer, and its replicas would go on. Nothing has started yet, so it just ends.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     from loadbalancer.app import run
 

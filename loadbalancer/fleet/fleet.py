@@ -1,8 +1,8 @@
-"""The fleet: how many replicas there should be, and how they come and go.
+"""The fleet: the number of replicas that should run, and how replicas join and leave.
 
-Every change of membership happens in a few lines of plain code under the write lock, and every wait —
-for a container, a heartbeat, a drain — outside of it. So `/add` and `/rm` may come at the same time
-as each other, as heartbeats and as requests. Each replica has a keeper that does the waiting.
+Each change of membership is a short piece of plain code under the write lock. All waiting (for a container, a
+heartbeat, a drain) happens outside the lock. So `/add` and `/rm` may run at the same time as each other, as
+heartbeats and as requests. Each replica has a supervisor that does the waiting.
 """
 
 import asyncio
@@ -13,39 +13,40 @@ from typing import Any, TypeVar
 
 import structlog
 
-from loadbalancer.errors import BackendError, BadRequestError, ClosingError
+from loadbalancer.errors import BackendError, BadRequestError, ClosingError, LoadBalancerError
 from loadbalancer.fleet.backends.base import Backend, Found, ReplicaSpec
-from loadbalancer.fleet.keeper import Keeper
+from loadbalancer.fleet.health_recorder import Probe
 from loadbalancer.fleet.names import NameMaker, lowest_free
 from loadbalancer.fleet.replica import Replica, State
 from loadbalancer.fleet.roster import Observer, Roster
 from loadbalancer.fleet.state import FleetState
+from loadbalancer.fleet.supervisor import ReplicaSupervisor
 from loadbalancer.fleet.timing import Timing
-from loadbalancer.fleet.watch import Probe
 from loadbalancer.routing.snapshot import Snapshot
 from loadbalancer.routing.upstream import Upstream
+from loadbalancer.tasks import Jobs, Service, result_of
 
 T = TypeVar("T")
 
 MAX_CONCURRENT_STARTS = 16
-"""Instances started at once: enough to make `/add 10` as quick as `/add 1`, few enough for any engine."""
+"""Instances that start at the same time. `/add 10` takes as long as `/add 1`, and no engine is overloaded."""
 
 log = structlog.get_logger(__name__)
 
 
 class Fleet:
-    """N replicas, kept alive.
+    """A fleet of N replicas, which it keeps alive.
 
     Args:
-        backend: Where replicas run.
-        probe: How to ask for heartbeats.
-        observer: Told of every event of a replica's life.
-        make_snapshot: Builds the snapshot (ring and policy) over the upstreams in rotation.
-        replicas: How many to keep, unless an earlier run has left some to adopt.
-        capacity: How many there is room for, on the ring or by the operator's limit.
-        timing: How long keepers wait for what.
-        weights: Weight of each hostname under the weighted policy; others weigh 1.
-        rng: Source of names, of choices and of jitter.
+        backend: Runs the replicas.
+        probe: Sends heartbeats.
+        observer: Hears of every event of every replica.
+        make_snapshot: Builds the snapshot (ring and policy) from the upstreams in rotation.
+        replicas: The initial N. Replicas that an earlier run has left take precedence.
+        capacity: The largest number of replicas that the ring, or the operator, allows.
+        timing: Intervals and limits.
+        weights: Weight of each hostname under the weighted policy; the default is 1.
+        rng: Source of names, of random choices and of jitter.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Fleet:
         self._probe = probe
         self._roster = Roster(observer, make_snapshot)
         self.publication = self._roster.publication
-        """What the data plane reads."""
+        """Publishes the snapshots that the data plane reads."""
         self._initial = replicas
         self._capacity = capacity
         self._timing = timing
@@ -74,15 +75,15 @@ class Fleet:
         self._names = NameMaker(self._rng, lambda: time.time_ns() // 1_000_000)
         self._starts = asyncio.Semaphore(MAX_CONCURRENT_STARTS)
         self._hurry: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._changes: set[asyncio.Task[Any]] = set()
+        self._changes = Jobs(LoadBalancerError)
         self._closing = False
-        self._keepers: dict[Replica, Keeper] = {}
+        self._supervisors: dict[Replica, ReplicaSupervisor] = {}
 
-    # -- the outside: what the API and the data path see ------------------------------------------
+    # -- for the admin endpoints and the data path ------------------------------------------------
 
     @property
     def snapshot(self) -> Snapshot:
-        """What requests go by; read anew for each."""
+        """The current snapshot. Each request reads it again."""
         return self.publication.snapshot
 
     @property
@@ -91,60 +92,60 @@ class Fleet:
         return bool(self.snapshot.upstreams)
 
     def census(self) -> dict[str, int]:
-        """How many replicas there are in each state."""
+        """The number of replicas in each state."""
         return self._roster.census()
 
     async def members(self) -> list[str]:
-        """The hostnames of the N, in the order of their ring numbers."""
+        """The hostnames of the N replicas, in the order of their ring numbers."""
         return await self._roster.members()
 
     async def describe(self) -> FleetState:
-        """The state of every replica, also of those coming and going."""
+        """The state of every replica, including those that are joining or leaving."""
         return await self._roster.describe()
 
     async def add(self, n: int, hostnames: Sequence[str] = ()) -> list[str]:
-        """Grow by n replicas, and return the members once the newcomers are in rotation.
+        """Add n replicas, and return the members once the new replicas are in rotation.
 
-        They enter the rotation together, once all are up; when one cannot be started, none does.
-        The change goes on even if the caller is cancelled.
+        They enter the rotation together, when all are up. If one cannot be started, none is added.
+        The change is completed even if the caller is cancelled.
 
         Args:
-            n: How many, at least 1.
-            hostnames: Names for the first of them; the rest are made up.
+            n: The number of new replicas, at least 1.
+            hostnames: Names of the first of them. The others get generated names.
 
         Raises:
-            BadRequestError: A name is in use, or there is no room for so many; nothing was changed.
-            BackendError: One could not be started; the others are gone again.
+            BadRequestError: A name is in use, or there is no room for n more; nothing was changed.
+            BackendError: One replica could not be started; the others have been removed again.
             ClosingError: The load balancer is shutting down.
         """
-        return await self._to_the_end(self._add(n, hostnames))
+        return await self._complete(lambda: self._add(n, hostnames), f"add {n}")
 
     async def remove(self, n: int, hostnames: Sequence[str] = ()) -> list[str]:
-        """Shrink by n replicas, and return the members once the leavers have drained and are gone.
+        """Remove n replicas, and return the members once the removed replicas have drained and stopped.
 
-        The change goes on even if the caller is cancelled.
+        The change is completed even if the caller is cancelled.
 
         Args:
-            n: How many, at least 1.
-            hostnames: Who must be among them; the rest are picked at random.
+            n: The number of replicas to remove, at least 1.
+            hostnames: Names of replicas to remove. The others are chosen at random.
 
         Raises:
-            BadRequestError: A name is unknown, or there are not so many; nothing was changed.
-            BackendError: One has left the fleet but could not be stopped.
+            BadRequestError: A name is unknown, or there are fewer than n replicas; nothing was changed.
+            BackendError: A replica has left the fleet but could not be stopped.
             ClosingError: The load balancer is shutting down.
         """
-        return await self._to_the_end(self._remove(n, hostnames))
+        return await self._complete(lambda: self._remove(n, hostnames), f"remove {n}")
 
-    # -- the beginning and the end ----------------------------------------------------------------
+    # -- start and shutdown -------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Adopt what an earlier run has left, or begin anew; returns while replicas still start.
+        """Adopt the replicas of an earlier run, or start N new ones. Does not wait until they are up.
 
-        The engine is the database: when there are replicas of this fleet, they are the fleet, and
-        their number is N.
+        The replicas that the engine has are the source of truth: if there are any of this fleet, they are
+        the members, and their number is N.
 
         Raises:
-            BackendError: No replica could ever be started here.
+            BackendError: The backend cannot start any replica.
         """
         await self._backend.open()
         found = await self._backend.adopt()
@@ -155,104 +156,135 @@ class Fleet:
             )
         async with self._roster.lock.write():
             for leftover in found:
-                self._take_over(leftover)
+                self._adopt(leftover)
             if not found:
                 for number in range(1, self._initial + 1):
-                    self._enrol(Replica(ReplicaSpec(f"Server-{number}", number), admitted=True), "starting")
-            for keeper in self._keepers.values():
-                self._begin(keeper)
+                    self._enter(Replica(ReplicaSpec(f"Server-{number}", number), admitted=True), "starting")
+            for supervisor in self._supervisors.values():
+                self._begin(supervisor)
 
     async def close(self, *, keep: bool = False) -> None:
-        """Drain and stop every replica, then let go of the backend. Returns when all is gone.
+        """Drain and stop every replica, and close the backend. Returns when all replicas are gone.
 
         Args:
-            keep: Let the replicas run on, for another load balancer to adopt.
+            keep: Leave the replicas running, so that another load balancer can adopt them.
+
+        Raises:
+            BackendError: Replicas could not be stopped. The log names each of them.
         """
         async with self._roster.lock.write():
             self._closing = True
-            leaving = list(self._keepers.values())
-            for keeper in leaving:
-                self._dismiss(keeper, keep=keep and keeper.replica.admitted)
+            leaving = list(self._supervisors.values())
+            for supervisor in leaving:
+                self._dismiss(supervisor, keep=keep and supervisor.replica.admitted)
             self._roster.publish()
-        outcomes = await asyncio.gather(
-            *(keeper.finished() for keeper in leaving), *self._changes, return_exceptions=True
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, ClosingError):
-                log.error("replica left behind", reason=str(outcome))
-        await asyncio.gather(*(keeper.give_up() for keeper in leaving))
+        await self._changes.finish()
+        for supervisor in leaving:
+            self._begin(supervisor)
+        failures = await _until_gone(leaving)
+        for failure in failures:
+            log.error("replica left behind", reason=str(failure))
+        for supervisor in leaving:
+            await supervisor.abandon()
         await self._backend.close()
+        if failures:
+            raise BackendError(f"{len(failures)} replicas were left behind: {failures[0]}")
 
     def hurry(self) -> None:
-        """Let `close` wait for nothing any more: no drain, no grace."""
+        """Make `close` skip every wait: no drain, no grace."""
         if not self._hurry.done():
             self._hurry.set_result(None)
 
     # -- changes ----------------------------------------------------------------------------------
 
-    async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
-        """Run a change in a task of the fleet's own, so that a caller who goes away leaves it whole."""
-        task = asyncio.create_task(change)
-        self._changes.add(task)
-        task.add_done_callback(self._change_ended)
-        return await asyncio.shield(task)
+    async def _complete(self, change: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
+        """Run a change in a task of the fleet, so that it is completed even if the caller is cancelled.
 
-    def _change_ended(self, task: "asyncio.Task[Any]") -> None:
-        self._changes.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        Raises:
+            TaskCancelledError: The task was cancelled.
+        """
+        task = self._changes.start(self._log_refusal(change), name)
+        await asyncio.wait({task})
+        return result_of(task)
+
+    async def _log_refusal(self, change: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return await change()
+        except BackendError as error:
+            log.warning("change failed", reason=str(error))
+            raise
+        except LoadBalancerError as error:
             log.info("change refused", reason=str(error))
+            raise
 
     async def _add(self, n: int, hostnames: Sequence[str]) -> list[str]:
         async with self._roster.lock.write():
             newcomers = self._reserve(n, hostnames)
+        try:
+            await self._launch(newcomers)
+            async with self._roster.lock.write():
+                self._refuse_when_closing()
+                for supervisor in newcomers:
+                    supervisor.replica.admitted = True
+                    self._roster.move(supervisor.replica, State.UP)
+                    self._begin(supervisor)
+                self._roster.publish()
+        except BaseException:
+            rolling_back = Service(lambda: self._roll_back(newcomers), f"roll back add {n}")
+            rolling_back.start()
+            await asyncio.shield(rolling_back.ended)
+            raise
+        return await self.members()
 
-        async def launch(keeper: Keeper) -> None:
+    async def _launch(self, newcomers: Sequence[ReplicaSupervisor]) -> None:
+        """Start all newcomers at the same time. The first failure tells the others to leave."""
+
+        async def launch(supervisor: ReplicaSupervisor) -> None:
             try:
-                await keeper.launch()
-            except Exception:
+                await supervisor.launch()
+            except BaseException:
                 for other in newcomers:
                     other.leave()
                 raise
 
-        outcomes = await asyncio.gather(*map(launch, newcomers), return_exceptions=True)
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-        async with self._roster.lock.write():
-            if not failures and not self._closing:
-                for keeper in newcomers:
-                    keeper.replica.admitted = True
-                    self._roster.move(keeper.replica, State.UP)
-                    self._begin(keeper)
-                self._roster.publish()
-        if failures or self._closing:
-            await self._roll_back(newcomers, failures)
-        return await self.members()
+        launches = [
+            asyncio.create_task(launch(supervisor), name=f"launch of {supervisor.replica.hostname}")
+            for supervisor in newcomers
+        ]
+        try:
+            await asyncio.wait(launches)
+        finally:
+            for task in launches:
+                task.cancel()
+            await asyncio.wait(launches)
+        failures = [task for task in launches if task.cancelled() or task.exception() is not None]
+        # The errors of the launches that were told to leave are consequences of the first failure.
+        failures.sort(key=lambda task: not task.cancelled() and isinstance(task.exception(), ClosingError))
+        for task in failures:
+            result_of(task)
 
-    async def _roll_back(self, newcomers: Sequence[Keeper], failures: Sequence[Exception]) -> None:
-        """Make a failed `/add` unhappen, and raise what made it fail."""
+    async def _roll_back(self, newcomers: Sequence[ReplicaSupervisor]) -> None:
+        """Remove the newcomers of an `/add` that failed."""
         async with self._roster.lock.write():
-            for keeper in newcomers:
-                self._dismiss(keeper)
-                self._begin(keeper)
-        await asyncio.gather(*(keeper.finished() for keeper in newcomers), return_exceptions=True)
-        # The first failure told the others to leave: theirs are consequences, not causes.
-        causes = [failure for failure in failures if not isinstance(failure, ClosingError)]
-        raise next(iter([*causes, *failures]), ClosingError("the load balancer is shutting down"))
+            for supervisor in newcomers:
+                self._dismiss(supervisor)
+                self._begin(supervisor)
+            self._roster.publish()
+        await _until_gone(newcomers)
 
     async def _remove(self, n: int, hostnames: Sequence[str]) -> list[str]:
         async with self._roster.lock.write():
             leavers = self._choose(n, hostnames)
-            for keeper in leavers:
-                self._dismiss(keeper)
+            for supervisor in leavers:
+                self._dismiss(supervisor)
             self._roster.publish()
-        outcomes = await asyncio.gather(*(keeper.finished() for keeper in leavers), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        for failure in await _until_gone(leavers):
+            raise failure
         return await self.members()
 
     # -- plain code, under the write lock ---------------------------------------------------------
 
-    def _reserve(self, n: int, hostnames: Sequence[str]) -> list[Keeper]:
+    def _reserve(self, n: int, hostnames: Sequence[str]) -> list[ReplicaSupervisor]:
         """Give n newcomers their names and numbers."""
         self._refuse_when_closing()
         replicas = self._roster.replicas
@@ -271,11 +303,11 @@ class Fleet:
         newcomers = []
         for name in names:
             number = lowest_free({replica.number for replica in replicas.values()})
-            newcomers.append(self._enrol(Replica(ReplicaSpec(name, number)), "starting"))
+            newcomers.append(self._enter(Replica(ReplicaSpec(name, number)), "starting"))
         return newcomers
 
-    def _choose(self, n: int, hostnames: Sequence[str]) -> list[Keeper]:
-        """The replicas to remove: those named, and others at random."""
+    def _choose(self, n: int, hostnames: Sequence[str]) -> list[ReplicaSupervisor]:
+        """Choose the replicas to remove: those with the given names, and others at random."""
         self._refuse_when_closing()
         members = {name: replica for name, replica in self._roster.replicas.items() if replica.counts}
         for name in hostnames:
@@ -285,16 +317,17 @@ class Fleet:
             raise BadRequestError(f"cannot remove {n} replicas: there are only {len(members)}")
         others = [name for name in members if name not in hostnames]
         rest = self._rng.sample(others, n - len(hostnames))
-        return [self._keepers[members[name]] for name in [*hostnames, *rest]]
+        return [self._supervisors[members[name]] for name in [*hostnames, *rest]]
 
     def _refuse_when_closing(self) -> None:
         if self._closing:
             raise ClosingError("the load balancer is shutting down")
 
-    def _enrol(self, replica: Replica, event: str) -> Keeper:
+    def _enter(self, replica: Replica, event: str) -> ReplicaSupervisor:
+        """Add a replica to the roster, with a supervisor that does not run yet."""
         replica.weight = self._weights.get(replica.hostname, 1)
-        self._roster.enter(replica, event)
-        self._keepers[replica] = Keeper(
+        self._roster.add(replica, event)
+        self._supervisors[replica] = ReplicaSupervisor(
             replica,
             self._backend,
             self._probe,
@@ -304,20 +337,32 @@ class Fleet:
             self._hurry,
             self._rng,
         )
-        return self._keepers[replica]
+        return self._supervisors[replica]
 
-    def _begin(self, keeper: Keeper) -> None:
-        keeper.begin(when_gone=lambda: self._keepers.pop(keeper.replica))
+    def _begin(self, supervisor: ReplicaSupervisor) -> None:
+        gone = supervisor.begin()
+        gone.add_done_callback(lambda _: self._supervisors.pop(supervisor.replica, None))
 
-    def _take_over(self, leftover: Found) -> None:
+    def _adopt(self, leftover: Found) -> None:
         replica = Replica(leftover.spec, admitted=True)
         replica.instance = leftover.instance
         if leftover.instance is None:
             replica.reason = "had ended while no load balancer was watching"
-        self._enrol(replica, "adopted")
+        self._enter(replica, "adopted")
 
-    def _dismiss(self, keeper: Keeper, *, keep: bool = False) -> None:
-        """Take a replica off the ring and tell its keeper to let it drain, or to let it be."""
-        if keeper.replica.state is not State.DRAINING:
-            self._roster.move(keeper.replica, State.DRAINING)
-        keeper.leave(keep=keep)
+    def _dismiss(self, supervisor: ReplicaSupervisor, *, keep: bool = False) -> None:
+        """Take a replica out of rotation, and tell its supervisor to drain and stop it, or to keep it."""
+        if supervisor.replica.state is not State.DRAINING:
+            self._roster.move(supervisor.replica, State.DRAINING)
+        supervisor.leave(keep=keep)
+
+
+async def _until_gone(supervisors: Sequence[ReplicaSupervisor]) -> list[BackendError]:
+    """Wait until replicas are gone, and return the errors of those that cannot be stopped."""
+    failures = []
+    for supervisor in supervisors:
+        try:
+            await supervisor.finished()
+        except BackendError as error:
+            failures.append(error)
+    return failures

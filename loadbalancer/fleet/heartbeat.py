@@ -1,8 +1,9 @@
-"""Heartbeats: one question, asked of each replica again and again — do you still answer?
+"""Heartbeats: one HTTP request that is sent to each replica at a fixed interval.
 
-Any answer below 500 is a good heartbeat, so that servers that know nothing of `/heartbeat` (404) or
-serve only WebSockets (426) count as alive; a time-out, a refused or broken connection and a 5xx are
-misses. Every replica has its own loop, so a slow one delays nobody else's.
+Any answer below 500 is a good heartbeat, so that servers without the path `/heartbeat` (404) and servers that
+only speak WebSocket (426) count as alive. A time-out, a refused or broken connection and an answer of 500 or
+above are misses. A heartbeat that the load balancer cannot send, for lack of files or ports of its own, is
+neither. Each replica has a loop of its own, so a slow replica does not delay the heartbeats of the others.
 """
 
 import asyncio
@@ -25,16 +26,31 @@ class Miss:
     """A missed heartbeat.
 
     Args:
-        reason: Why, in words.
-        timed_out: Whether there was no answer at all, neither good nor bad, in time.
+        reason: Why it was missed, in words.
+        timed_out: Whether the replica gave no answer in time.
     """
 
     reason: str
     timed_out: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """A heartbeat that the load balancer could not send. It says nothing about the replica.
+
+    Args:
+        reason: Why it could not be sent, in words.
+    """
+
+    reason: str
+
+
+Heartbeat = Miss | Unsent | None
+"""The outcome of a heartbeat. None: a good one."""
+
+
 class Prober:
-    """Asks replicas for heartbeats, each on a fresh connection, as a new client would come.
+    """Sends heartbeats, each on a new connection, because new clients need one too.
 
     Args:
         path: Path and query of the heartbeat.
@@ -61,15 +77,12 @@ class Prober:
         if self._session is not None:
             await self._session.close()
 
-    async def probe(self, host: str, port: int) -> Miss | None:
-        """Ask once.
+    async def probe(self, host: str, port: int) -> Heartbeat:
+        """Send one heartbeat.
 
         Args:
             host: Address of the replica.
-            port: Its port.
-
-        Returns:
-            None when the heartbeat was good.
+            port: Port of the replica.
         """
         if self._session is None:
             raise RuntimeError("a Prober is used inside `async with`")
@@ -79,17 +92,19 @@ class Prober:
                 return None if response.status < 500 else Miss(f"heartbeat answered {response.status}")
         except TimeoutError:
             return Miss(f"no heartbeat within {self._timeout:g} s", timed_out=True)
-        except aiohttp.ClientConnectorError as error:
-            if is_own_limit(error.os_error):
-                log.warning("no heartbeat could be sent", reason=error.strerror)
-                return None  # which says nothing of the replica
-            return Miss("heartbeat refused")
-        except (aiohttp.ClientError, ConnectionError) as error:
+        except (aiohttp.ClientError, OSError) as error:
+            cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            if isinstance(cause, OSError) and is_own_limit(cause):
+                reason = f"no heartbeat could be sent: {cause.strerror}"
+                log.warning("heartbeat not sent", reason=reason)
+                return Unsent(reason)
+            if isinstance(error, aiohttp.ClientConnectorError):
+                return Miss("heartbeat refused")
             return Miss(f"heartbeat broken: {str(error) or type(error).__name__}")
 
 
 class Ticker:
-    """Ticks at a fixed rate: a late tick does not delay those after it, and missed ticks are left out.
+    """Ticks at a fixed rate. A late tick does not delay the next ones; ticks that were missed are skipped.
 
     Args:
         interval: Seconds between two ticks.
@@ -100,13 +115,13 @@ class Ticker:
         self._last = asyncio.get_running_loop().time()
 
     async def tick(self, interruption: asyncio.Event | None = None) -> bool:
-        """Return at the next tick, or at an interruption before that.
+        """Return at the next tick, or earlier when the interruption is set.
 
         Args:
-            interruption: Interrupts when it is set.
+            interruption: The event that interrupts; None: no interruption.
 
         Returns:
-            Whether it was a tick.
+            True at a tick, False at an interruption.
         """
         upcoming = max(self._last + self._interval, asyncio.get_running_loop().time())
         try:

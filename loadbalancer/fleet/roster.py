@@ -1,7 +1,7 @@
-"""The roster: who is in the fleet, in which state, and the snapshot that requests go by.
+"""The roster: the replicas of a fleet with their states, and the snapshot that requests use.
 
-This is the state that the fleet's lock guards. It changes here and nowhere else, in a few lines of plain
-code at a time, and is told to the observer as it changes.
+The lock of the fleet guards this state. It changes only here, in short pieces of plain code, and the observer
+hears of each change.
 """
 
 from collections import Counter
@@ -18,18 +18,18 @@ from loadbalancer.routing.upstream import Upstream
 
 
 class Observer(Protocol):
-    """Whoever keeps the journal of the replicas' lives."""
+    """Hears of every event of every replica; see `Journal`."""
 
     def replica_event(self, event: str, replica: Replica, reason: str | None = None) -> None:
-        """Something has happened to a replica: `starting`, `up`, `missed`, `down`, `draining`, `gone` …"""
+        """Take note of an event: `starting`, `up`, `missed`, `down`, `draining`, `gone` and others."""
 
 
 class Roster:
     """The replicas of a fleet, by hostname.
 
     Args:
-        observer: Told of every event of a replica's life.
-        make_snapshot: Builds the snapshot (ring and policy) over the upstreams in rotation.
+        observer: Hears of every event of every replica.
+        make_snapshot: Builds the snapshot (ring and policy) from the upstreams in rotation.
     """
 
     def __init__(self, observer: Observer, make_snapshot: Callable[[Sequence[Upstream]], Snapshot]) -> None:
@@ -39,76 +39,84 @@ class Roster:
         self._make_snapshot = make_snapshot
         self.publication = Publication(make_snapshot(()), lambda: self.size > 0)
 
-    # -- to be read ---------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
-        """N: how many replicas there should be."""
+        """N: the number of replicas that the fleet keeps alive."""
         return sum(replica.counts for replica in self.replicas.values())
 
     def census(self) -> dict[str, int]:
-        """How many replicas there are in each state."""
+        """The number of replicas in each state."""
         count = Counter(replica.shown_state for replica in self.replicas.values())
         return {state.value: count[state.value] for state in State if state is not State.GONE}
 
     async def members(self) -> list[str]:
-        """The hostnames of the N, in the order of their ring numbers."""
+        """The hostnames of the N replicas, in the order of their ring numbers."""
         async with self.lock.read():
             return [replica.hostname for replica in self._in_order() if replica.counts]
 
     async def describe(self) -> FleetState:
-        """The state of every replica, also of those coming and going."""
+        """The state of every replica, including those that are joining or leaving."""
         async with self.lock.read():
             return FleetState(desired=self.size, replicas=tuple(map(_describe, self._in_order())))
 
-    # -- to be called under the write lock ------------------------------------------------------------
+    # -- for callers that hold the write lock -----------------------------------------------------------
 
-    def enter(self, replica: Replica, event: str) -> None:
-        """Take a replica in that is starting, or has been found."""
+    def add(self, replica: Replica, event: str) -> None:
+        """Add a replica that starts (event `starting`) or that an earlier run has left (`adopted`)."""
         self.replicas[replica.hostname] = replica
         self._observer.replica_event(event, replica)
 
     def move(self, replica: Replica, state: State, reason: str | None = None) -> None:
-        """Let a replica enter a state."""
+        """Move a replica to another state."""
         replica.move(state, reason)
         self._observer.replica_event(state.value, replica, reason)
 
     def publish(self) -> None:
-        """Let requests go by what is in rotation now."""
+        """Publish a snapshot of the replicas that are in rotation now."""
         serving = [r.upstream for r in self._in_order() if r.serves and r.upstream is not None]
         self.publication.publish(self._make_snapshot(serving))
 
-    # -- what keepers report (see `keeper.Registry`); these take the lock themselves -------------------
+    # -- for supervisors and health recorders; these methods take the write lock ------------------------
 
-    async def started(self, replica: Replica, instance: Instance) -> None:
-        """An instance fills the replica's place."""
+    async def record_start(self, replica: Replica, instance: Instance) -> None:
+        """Record the instance that now runs for a replica."""
         async with self.lock.write():
             replica.instance = instance
 
-    async def in_rotation(self, replica: Replica) -> None:
-        """The replica is up: put it on the ring, unless it has been told to leave meanwhile."""
+    async def enter_rotation(self, replica: Replica) -> None:
+        """Move a replica to `up`, unless it has been told to leave."""
         async with self.lock.write():
             if replica.state is State.STARTING:
                 self.move(replica, State.UP)
                 self.publish()
 
-    async def out_of_rotation(self, replica: Replica, reason: str) -> None:
-        """The replica is down, or could not start: take it off the ring and forget its instance."""
+    async def leave_rotation(self, replica: Replica, reason: str) -> None:
+        """Move a replica to `down`, unless it has been told to leave, and forget its instance."""
         async with self.lock.write():
             replica.instance = None
             if replica.state in (State.UP, State.STARTING):
                 self.move(replica, State.DOWN, reason)
                 self.publish()
 
-    async def restarting(self, replica: Replica) -> None:
-        """A replacement is about to be started."""
+    async def record_restart(self, replica: Replica) -> None:
+        """Move a replica from `down` to `starting`, because its replacement is about to start."""
         async with self.lock.write():
             if replica.state is State.DOWN:
                 replica.restarts += 1
                 self.move(replica, State.STARTING)
 
-    async def beat(self, replica: Replica, miss: str | None) -> int:
-        """Count a heartbeat, good (None) or missed (the reason); return the misses in a row."""
+    async def record_heartbeat(self, replica: Replica, miss: str | None) -> int:
+        """Record a heartbeat.
+
+        Args:
+            replica: The replica.
+            miss: Why the heartbeat was missed; None: it was good.
+
+        Returns:
+            The number of heartbeats missed in a row.
+        """
         async with self.lock.write():
             if miss is None:
                 replica.missed = 0
@@ -117,14 +125,18 @@ class Roster:
                 self._observer.replica_event("missed", replica, miss)
             return replica.missed
 
-    async def explained(self, replica: Replica, reason: str) -> None:
-        """More has become known of why it is down."""
+    async def record_explanation(self, replica: Replica, reason: str) -> None:
+        """Record a better explanation of why a replica is down."""
         async with self.lock.write():
             replica.reason = reason
             self._observer.replica_event("explained", replica, reason)
 
     async def eject(self, replica: Replica, reason: str) -> bool:
-        """Take a living replica off the ring, unless half of the fleet is; say whether it was done."""
+        """Take a replica that is alive out of rotation.
+
+        Returns:
+            False if the replica stays, because half of the fleet would otherwise be ejected.
+        """
         async with self.lock.write():
             up = [other for other in self.replicas.values() if other.state is State.UP]
             ejected = sum(other.ejected for other in up)
@@ -137,15 +149,15 @@ class Roster:
             return True
 
     async def readmit(self, replica: Replica) -> None:
-        """Put it back on the ring."""
+        """Put a replica back into rotation if it is ejected."""
         async with self.lock.write():
             if replica.ejected:
                 replica.ejected = False
                 self._observer.replica_event("readmitted", replica)
                 self.publish()
 
-    async def gone(self, replica: Replica) -> None:
-        """The replica has ended: free its name and number."""
+    async def remove(self, replica: Replica) -> None:
+        """Remove a replica that has been stopped. Its hostname and number are free again."""
         async with self.lock.write():
             self.move(replica, State.GONE)
             self.replicas.pop(replica.hostname, None)

@@ -1,21 +1,23 @@
-"""Waiting for whichever comes first, without leaving anything behind."""
+"""Waits for the first of several events, and leaves nothing behind."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any
+
+from loadbalancer.tasks import result_of, start
 
 
 async def first_of(
     *signals: "asyncio.Future[Any]",
-    work: Awaitable[object] | None = None,
+    work: Coroutine[Any, Any, object] | None = None,
     timeout: float | None = None,
 ) -> bool:
-    """Wait for any signal, or the end of the work, or the time-out.
+    """Wait for any signal, the end of the work, or the time-out.
 
     Args:
-        signals: Belong to others and are left alone.
-        work: Is cancelled when it is overtaken.
-        timeout: Seconds.
+        signals: Futures that belong to others. They are not cancelled.
+        work: Is cancelled when a signal or the time-out comes first.
+        timeout: Seconds; None: no limit.
 
     Returns:
         Whether the work was done.
@@ -23,11 +25,11 @@ async def first_of(
     if work is None:
         await asyncio.wait(signals, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         return False
-    task = asyncio.ensure_future(work)
+    task = start(work)
     try:
         await asyncio.wait({*signals, task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
-            task.result()
+            result_of(task)
             return True
         return False
     finally:

@@ -116,7 +116,7 @@ async def test_docker_kill_is_known_by_its_signal(fleet: str) -> None:
         await backend.discard(instance)
         assert exists(f"lbtest-1-gone-{instance.id[:12]}"), "it says who is missing until it is replaced"
         replacement = await backend.start(SPEC)
-        await backend.release(SPEC)
+        await backend.remove_leftovers(SPEC)
         await backend.stop(replacement, 0)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from loadbalancer.fleet.heartbeat import Miss, Prober, Ticker
+from loadbalancer.fleet.heartbeat import Heartbeat, Miss, Prober, Ticker
 from tests.unit.fleet.fakes import now, run
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -26,7 +26,7 @@ async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
-async def probe(handler: Handler) -> Miss | None:
+async def probe(handler: Handler) -> Heartbeat:
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
     async with server, Prober("/beat?deep=1", 0.2) as prober:
         return await prober.probe(*server.sockets[0].getsockname()[:2])
@@ -50,7 +50,7 @@ async def test_any_answer_below_500_is_a_good_heartbeat(status: int) -> None:
 )
 async def test_a_miss_comes_with_its_reason(handler: Handler, reason: str) -> None:
     miss = await probe(handler)
-    assert miss is not None
+    assert isinstance(miss, Miss)
     assert miss.reason.startswith(reason)
     assert miss.timed_out == reason.startswith("no heartbeat")
 

@@ -1,7 +1,7 @@
-"""What a backend is: the few verbs by which the fleet makes replicas run and end.
+"""The interface of a backend: the operations by which the fleet starts and stops replicas.
 
-A backend knows how to run one replica and to tell when it has ended. It knows nothing of heartbeats,
-rings or requests, and decides nothing: when to start, stop or replace is the fleet's business.
+A backend runs replicas, and tells when one has ended. It does not know heartbeats, rings or requests. The
+fleet decides when a replica is started, stopped or replaced.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from loadbalancer.routing.upstream import authority
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """What a backend is told about the replica to start.
+    """Describes a replica to the backend that starts it.
 
     Args:
-        hostname: Its unique name; containers and their network alias are called so.
-        number: Its number on the ring, kept with the container so that a later run can adopt it.
+        hostname: The unique name of the replica, and of its container and network alias.
+        number: The ring number. The backend keeps it with the container, so that a later run can adopt it.
     """
 
     hostname: str
@@ -27,7 +27,7 @@ class ReplicaSpec:
 
 @dataclass(eq=False, slots=True)
 class Instance:
-    """One running incarnation of a replica: a container or a process.
+    """One container or process that runs as a replica.
 
     Args:
         id: The container id or the process id, as text.
@@ -40,11 +40,11 @@ class Instance:
     port: int
     lost: "asyncio.Future[str]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Resolved by the backend, with the reason in words (exit code, signal, out of memory), as soon as
-    it knows that the instance has ended or is ill beyond help. Never fails, never cancelled by readers."""
+    it knows that the instance has ended or is unhealthy. It never fails, and readers never cancel it."""
     last_words: "asyncio.Future[str]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
-    """Resolved a little later with the last lines of its output, or with nothing."""
+    """Resolved a little later with the last lines of the output, or with an empty text."""
 
     @property
     def address(self) -> str:
@@ -52,10 +52,10 @@ class Instance:
         return authority(self.host, self.port)
 
     async def why_lost(self, patience: float) -> str:
-        """Say why it was lost, with its last words if they become known in time.
+        """Return why the instance was lost, with its last output if that becomes known in time.
 
         Args:
-            patience: Seconds to wait for them.
+            patience: Seconds to wait for the last output.
         """
         await asyncio.wait({self.last_words}, timeout=patience)
         words = self.last_words.result() if self.last_words.done() else ""
@@ -65,9 +65,11 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A replica of this fleet that an earlier run of the load balancer left behind.
+    """A replica of this fleet that an earlier run of the load balancer has left.
 
-    `instance` is None when it has ended since; the fleet then replaces it under its name and number.
+    Args:
+        spec: The hostname and the ring number.
+        instance: None if the replica has ended since. The fleet then replaces it.
     """
 
     spec: ReplicaSpec
@@ -75,56 +77,59 @@ class Found:
 
 
 class Backend(Protocol):
-    """Where replicas run. All methods raise `BackendError` with a sentence that says what to do."""
+    """Runs replicas. All methods raise `BackendError` with a sentence that says what to do."""
 
     name: str
 
     async def open(self) -> None:
-        """Connect and check what every start will need (engine, image, network; the command).
+        """Connect, and check everything that a start needs (engine, image, network; the command).
 
-        Called once, first. Raises when no replica could ever be started.
+        The fleet calls it once, before anything else.
+
+        Raises:
+            BackendError: No replica can be started here.
         """
 
     async def close(self) -> None:
-        """Release connections and finish what goes on in the background. Stops no replica."""
+        """Finish the work in the background, and close all connections. Stops no replica."""
 
     def check_name(self, hostname: str) -> None:
-        """Refuse a hostname that no replica can bear here.
+        """Check that a replica can have a hostname.
 
         Raises:
-            BadRequestError: It is too long, or too short; the text says which names are good.
+            BadRequestError: The name is too long or too short; the text says which names are allowed.
         """
 
     async def adopt(self) -> list[Found]:
-        """List the replicas of this fleet that already exist, and clear away half-made leftovers."""
+        """List the replicas of this fleet that exist already, and remove unusable leftovers."""
 
     async def start(self, spec: ReplicaSpec) -> Instance:
-        """Start a replica and return once it has an address; it need not answer there yet.
+        """Start a replica, and return once it has an address. It need not answer there yet.
 
-        Many starts may run at once. On failure or cancellation nothing stays behind.
+        Several starts may run at the same time. A start that fails or is cancelled leaves nothing behind.
 
         Raises:
-            BackendError: It could not be started (image missing, name taken, command not found …).
+            BackendError: The replica could not be started (image missing, name taken, command not found …).
         """
 
     async def stop(self, instance: Instance, grace: float) -> None:
-        """End an instance and clear it away: SIGTERM, at most `grace` seconds of patience, SIGKILL.
+        """Stop an instance and remove it: SIGTERM, then SIGKILL after the grace.
 
-        Idempotent: fine if it has ended or been removed by others. May be called again with a
-        smaller grace while an earlier call is still waiting, to hurry it.
+        An instance that has ended or was removed by somebody else is no error. While one call waits, another
+        call with a smaller grace may shorten it. A call that is cancelled may be repeated.
 
         Args:
-            instance: What `start` or `adopt` returned.
-            grace: Seconds between SIGTERM and SIGKILL; 0 kills at once.
+            instance: An instance that `start` or `adopt` has returned.
+            grace: Seconds between SIGTERM and SIGKILL; 0: SIGKILL at once.
         """
 
     async def discard(self, instance: Instance) -> None:
-        """Make way for the replacement of a dead or hung instance, quickly.
+        """Make the hostname of a dead or hung instance free for its replacement.
 
-        Returns as soon as `start` can reuse the hostname; killing and clearing away what is left goes
-        on in the background, owned by the backend, until `close` at the latest. What shows a later run
-        that there was such a replica stays until its replacement is there, or until `release`.
+        Returns as soon as `start` can use the hostname again. The backend kills and removes the instance in
+        the background, and `close` waits for that. A record of the replica, which a later run can find, stays
+        until the replacement runs or `remove_leftovers` is called.
         """
 
-    async def release(self, spec: ReplicaSpec) -> None:
-        """A replica has left for good: clear away what is left of its earlier instances."""
+    async def remove_leftovers(self, spec: ReplicaSpec) -> None:
+        """Remove the remains of earlier instances of a replica that has left the fleet."""

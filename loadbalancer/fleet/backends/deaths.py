@@ -1,14 +1,12 @@
-"""Learning at once that a container has ended, or is ill, and why.
+"""Reports at once that a container has ended or is unhealthy, and why.
 
-The engine tells of it in its event stream. The stream may break at any time, so it is subscribed to
-again and again, from where it broke off, and after every gap the containers are listed anew: what ended
-unseen is found there.
+The engine reports it in its event stream. When the stream breaks, it is subscribed to again from the time at
+which it broke, and the containers are listed, so that containers which ended in the gap are found.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import Coroutine
 from typing import Any
 
 import aiohttp
@@ -20,31 +18,32 @@ from loadbalancer.errors import BackendError
 from loadbalancer.fleet.backends import reasons
 from loadbalancer.fleet.backends.base import Instance
 from loadbalancer.fleet.backends.engine import engine_call, unless_missing
+from loadbalancer.tasks import Jobs, Service
 
 RECONNECT_AFTER = 0.5
 """Seconds between two attempts to subscribe."""
 
 OVERLAP = 2.0
-"""Seconds before a gap from which events are told again: clocks differ, and hearing twice does no harm."""
+"""Seconds before a gap from which events are repeated, because clocks differ. Repetitions do no harm."""
 
 LAST_WORDS_WITHIN = 2.0
-"""Seconds in which the engine must say how a container ended and what it said last."""
+"""Seconds in which the engine must report how a container ended and its last output."""
 
 UNCLAIMED = 256
-"""Deaths remembered of containers that nobody watches yet: one may end before its start is known."""
+"""Deaths that are kept for containers without an instance. A container may end before its start is known."""
 
 SIGNALLED = 128
-"""Exit codes above are 128 and the number of the signal that ended the program."""
+"""Exit codes above this are the sum of 128 and the number of the signal that ended the program."""
 
 log = structlog.get_logger(__name__)
 
 
 class DeathWatch:
-    """Resolves `Instance.lost` and `last_words` of the containers that it is told to watch.
+    """Resolves `Instance.lost` and `Instance.last_words` of the containers that it watches.
 
     Args:
         docker: The engine.
-        label: `name=value` of the label that all of them carry.
+        label: Label of the fleet's containers, as `name=value`.
     """
 
     def __init__(self, docker: Docker, label: str) -> None:
@@ -53,41 +52,43 @@ class DeathWatch:
         self._watched: dict[str, Instance] = {}
         self._unclaimed: dict[str, str] = {}
         self._out_of_memory: set[str] = set()
-        self._telling: set[asyncio.Task[None]] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._reports = Jobs()
+        self._listening = Service(self._listen, "docker events")
+        self._since = time.time()
+        """Time of the last event."""
+        self._reachable = True
 
     def begin(self) -> None:
-        """Listen from now on, until `close`."""
-        self._task = asyncio.create_task(self._run(), name="docker events")
+        """Listen to the engine until `close`."""
+        self._listening.start()
 
     async def close(self) -> None:
         """Stop listening."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, *self._telling, return_exceptions=True)
+        await self._listening.stop()
+        await self._reports.cancel()
 
     def watch(self, instance: Instance) -> None:
-        """Tell when this instance ends."""
+        """Watch an instance from now on."""
         self._watched[instance.id] = instance
         if (how := self._unclaimed.pop(instance.id, None)) is not None:
             self._lost(instance, how)
 
     def forget(self, instance: Instance, how: str) -> None:
-        """Its container is gone by our own doing."""
+        """Stop watching an instance, whose container we have removed."""
         self._watched.pop(instance.id, None)
         if not instance.lost.done():
             instance.lost.set_result(how)
             instance.last_words.set_result("")
 
     def knows(self, container_id: str) -> bool:
-        """Whether a container is watched, so that somebody looks after it."""
+        """Whether a container is watched."""
         return container_id in self._watched
 
     async def look(self) -> None:
-        """Find those that have ended unseen.
+        """Find the containers that have ended without an event.
 
         Raises:
-            BackendError: The engine does not say.
+            BackendError: The engine does not answer, or refuses.
         """
         before = tuple(self._watched.values())
         async with engine_call("list the replicas"):
@@ -95,48 +96,48 @@ class DeathWatch:
         running = {container.id for container in listed}
         for instance in before:
             if instance.id not in running:
-                self._in_background(self._tell(instance))
+                self._reports.start(self._report(instance), f"end of {instance.id[:12]}")
 
-    async def _run(self) -> None:
-        since = time.time()
-        reachable = True
+    async def _listen(self) -> None:
         while True:
             try:
-                subscription = self._docker.events.subscribe(  # type: ignore[no-untyped-call]
-                    filters=json.dumps(
-                        {
-                            "type": ["container"],
-                            "event": ["die", "oom", "health_status"],
-                            "label": [self._label],
-                        }
-                    ),
-                    since=f"{since - OVERLAP:.6f}",
-                )
-                await self.look()
-                if not reachable:
-                    log.info("the Docker Engine answers again")
-                    reachable = True
-                while (event := await subscription.get()) is not None:
-                    since = time.time()
-                    self._heard(event)
+                await self._take_events()
             except BackendError as error:
-                if reachable:
+                if self._reachable:
                     log.warning("the Docker Engine does not answer", reason=str(error))
-                reachable = False
-            except Exception:
-                log.exception("docker events failed")  # heartbeats still tell; and it is tried again
+                self._reachable = False
             finally:
                 await self._unsubscribe()
             await asyncio.sleep(RECONNECT_AFTER)
 
+    async def _take_events(self) -> None:
+        """Subscribe, and take events until the stream breaks."""
+        subscription = self._docker.events.subscribe(  # type: ignore[no-untyped-call]
+            filters=json.dumps(
+                {
+                    "type": ["container"],
+                    "event": ["die", "oom", "health_status"],
+                    "label": [self._label],
+                }
+            ),
+            since=f"{self._since - OVERLAP:.6f}",
+        )
+        await self.look()
+        if not self._reachable:
+            log.info("the Docker Engine answers again")
+            self._reachable = True
+        while (event := await subscription.get()) is not None:
+            self._since = time.time()
+            self._take(event)
+
     async def _unsubscribe(self) -> None:
         try:
-            # aiodocker subscribes anew only after this, which also tells why the last one ended.
+            # aiodocker can subscribe again only after this call. It raises the error that ended the stream.
             await self._docker.events.stop()  # type: ignore[no-untyped-call]
         except (DockerError, aiohttp.ClientError, OSError) as error:
-            log.debug("docker events broke off", reason=str(error))
+            log.debug("docker events ended", reason=str(error))
 
-    def _heard(self, event: dict[str, Any]) -> None:
+    def _take(self, event: dict[str, Any]) -> None:
         container_id, action = event["Actor"]["ID"], event["Action"]
         if action == "oom":
             self._out_of_memory.add(container_id)
@@ -157,28 +158,24 @@ class DeathWatch:
                 del self._unclaimed[next(iter(self._unclaimed))]
 
     def _lost(self, instance: Instance, how: str) -> None:
-        """Say at once that it is lost, and its last words when they are known."""
+        """Report that an instance is lost at once, and its last output when that is known."""
         del self._watched[instance.id]
         if not instance.lost.done():
             instance.lost.set_result(how)
-            self._in_background(self._tell_last_words(instance))
+            self._reports.start(self._report_last_words(instance), f"last words of {instance.id[:12]}")
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
-
-    async def _tell_last_words(self, instance: Instance) -> None:
+    async def _report_last_words(self, instance: Instance) -> None:
         words = ""
         try:
             words = await self._last_words(instance.id)
         except BackendError as error:
-            log.debug("last words unknown", reason=str(error))
+            log.debug("last output unknown", reason=str(error))
         finally:
-            instance.last_words.set_result(words)
+            if not instance.last_words.done():
+                instance.last_words.set_result(words)
 
-    async def _tell(self, instance: Instance) -> None:
-        """Say how one has ended that was found to be gone."""
+    async def _report(self, instance: Instance) -> None:
+        """Report how a container ended that was found missing."""
         try:
             how = await self.how_it_ended(instance.id)
         except BackendError as error:
@@ -187,10 +184,10 @@ class DeathWatch:
             self._lost(instance, how)
 
     async def how_it_ended(self, container_id: str) -> str:
-        """Ask the engine how a container has ended.
+        """Ask the engine how a container ended.
 
         Raises:
-            BackendError: The engine does not say.
+            BackendError: The engine does not answer, or refuses.
         """
         async with engine_call("ask how it ended", LAST_WORDS_WITHIN):
             with unless_missing():
@@ -199,10 +196,10 @@ class DeathWatch:
         return "its container was removed by somebody else"
 
     async def why_it_ended(self, container_id: str) -> str:
-        """The same with its last words.
+        """Ask the engine how a container ended, and for its last output.
 
         Raises:
-            BackendError: The engine does not say.
+            BackendError: The engine does not answer, or refuses.
         """
         words = await self._last_words(container_id)
         return reasons.with_last_words(await self.how_it_ended(container_id), words)

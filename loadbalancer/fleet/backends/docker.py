@@ -1,16 +1,16 @@
-"""Replicas as containers of a Docker Engine, on the network that the load balancer is on.
+"""Runs replicas as containers of a Docker Engine, on the network of the load balancer.
 
-The engine is the database: each container carries its fleet, hostname and ring number as labels, so
-that a restarted load balancer finds its replicas again. A container's name and network alias are the
-replica's hostname. Reading order: `start`, `stop`, `discard`, then `adopt`.
+The engine is the database: the labels of each container hold its fleet, hostname and ring number, so that a
+restarted load balancer finds its replicas again. The name and the network alias of a container are the
+hostname of the replica. Reading order: `start`, `stop`, `discard`, then `adopt`.
 """
 
 import asyncio
 import contextlib
 import math
+import os
 import re
 from collections import defaultdict
-from collections.abc import Coroutine
 from typing import Any
 
 import structlog
@@ -24,10 +24,11 @@ from loadbalancer.fleet.backends import engine, network
 from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 from loadbalancer.fleet.backends.deaths import DeathWatch
 from loadbalancer.fleet.backends.engine import CALL_WITHIN, CONFLICT, NOT_FOUND, engine_call, unless_missing
-from loadbalancer.fleet.backends.ownership import Ownership, this_container
+from loadbalancer.fleet.backends.ownership import Ownership, container_identity, process_identity
+from loadbalancer.tasks import Jobs
 
 GONE = "-gone-"
-"""What stands in the name of a container whose own name is another's now."""
+"""Part of the name of a dead container, whose former name is free for its replacement."""
 
 LABEL = "loadbalancer.fleet"
 LABEL_HOSTNAME = "loadbalancer.hostname"
@@ -36,7 +37,7 @@ LABEL_VERSION = "loadbalancer.version"
 
 CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 MAX_HOSTNAME = 63
-"""What Docker takes for a container's name and for its hostname (`HOST_NAME_MAX` is 64 on Linux)."""
+"""The longest name that Docker accepts as the hostname of a container (`HOST_NAME_MAX` is 64 on Linux)."""
 
 log = structlog.get_logger(__name__)
 
@@ -45,10 +46,10 @@ class DockerBackend:
     """Runs each replica as a container.
 
     Args:
-        image: Image of a replica; it must be there, nothing is pulled.
+        image: Image of a replica. It must be on the engine; it is not pulled.
         replica_port: Port on which a replica listens.
-        fleet: Name that tells this fleet's containers from others'.
-        chosen_network: Name of the replicas' network; empty: found or made.
+        fleet: Name of the fleet, in the labels of its containers.
+        chosen_network: Name of the network of the replicas; empty: found, or created.
         in_container: Whether the load balancer itself runs in a container of the engine.
     """
 
@@ -62,17 +63,17 @@ class DockerBackend:
         self._fleet = fleet
         self._chosen_network = chosen_network
         self._in_container = in_container
-        self._clearing: set[asyncio.Task[None]] = set()
+        self._removals = Jobs()
         self._dead: dict[str, list[Instance]] = defaultdict(list)
         self._docker: Docker
         self._network: network.ReplicaNetwork
         self._ownership: Ownership
         self._deaths: DeathWatch
 
-    # -- the verbs (see `base.Backend`) --------------------------------------------------------------
+    # -- the operations (see `base.Backend`) ----------------------------------------------------------
 
     async def open(self) -> None:
-        """Connect, find the network, and check that the image is there."""
+        """Connect, find the network, and check that the engine has the image."""
         self._docker = engine.connect()
         try:
             async with engine_call("use Docker"):
@@ -82,9 +83,8 @@ class DockerBackend:
                 self._network = await network.find(
                     self._docker, self._chosen_network, self._fleet, LABEL, ours
                 )
-            self._ownership = Ownership(
-                self._docker, self._fleet, LABEL, this_container(ours) if ours else None
-            )
+            owner = container_identity(ours) if ours else process_identity(os.getpid())
+            self._ownership = Ownership(self._docker, self._fleet, LABEL, owner)
             await self._ownership.take()
         except BaseException:
             await self._docker.close()
@@ -92,10 +92,10 @@ class DockerBackend:
         self._deaths = DeathWatch(self._docker, f"{LABEL}={self._fleet}")
 
     async def close(self) -> None:
-        """Finish what is being cleared away, and let go of the engine."""
+        """Finish the removals in the background, give the fleet back, and disconnect from the engine."""
         if not hasattr(self, "_deaths"):
-            return  # it never opened
-        await asyncio.gather(*self._clearing)
+            return  # `open` has not succeeded
+        await self._removals.finish()
         await self._deaths.close()
         await self._network.remove(self._docker)
         try:
@@ -105,14 +105,14 @@ class DockerBackend:
         await self._docker.close()
 
     def check_name(self, hostname: str) -> None:
-        """Refuse what is a hostname, but cannot be a container's name."""
+        """Refuse a hostname that cannot be the name of a container."""
         if not CONTAINER_NAME.fullmatch(hostname) or len(hostname) > MAX_HOSTNAME:
             raise BadRequestError(
                 f"'{hostname}' cannot be the name of a container, which has 2 to {MAX_HOSTNAME} characters"
             )
 
     async def adopt(self) -> list[Found]:
-        """Find the replicas that an earlier run has left, and clear away the rest of it."""
+        """Find the replicas of an earlier run, and remove its other containers."""
         self._deaths.begin()
         async with engine_call("list the replicas"):
             listed = await self._docker.containers.list(
@@ -143,9 +143,9 @@ class DockerBackend:
         creating = asyncio.ensure_future(self._create(spec))
         try:
             async with engine_call(f"start {spec.hostname}", within=None):
-                # A call that is broken off may yet make a container, of which nobody would know the id.
+                # A call that is cancelled may still create a container, whose id would then be unknown.
                 container = await asyncio.shield(creating)
-                self._in_background(self.release(spec))
+                self._remove_leftovers_later(spec)
                 await container.start()
                 details = await container.show()
             if not details["State"]["Running"]:
@@ -158,7 +158,7 @@ class DockerBackend:
             raise
 
     async def stop(self, instance: Instance, grace: float) -> None:
-        """Have the engine send the image's stop signal, wait, kill, and remove what is left."""
+        """Have the engine send the stop signal of the image, wait, kill, and remove the container."""
         if grace > 0 and not instance.lost.done():
             patience = math.ceil(grace)
             async with engine_call("stop a replica", within=patience + CALL_WITHIN):
@@ -168,12 +168,12 @@ class DockerBackend:
         self._deaths.forget(instance, "stopped")
 
     async def discard(self, instance: Instance) -> None:
-        """Give the container another name, so that its own is free.
+        """Rename the container, so that its name is free.
 
-        A dead one stays until its replacement has been made: should the load balancer be killed before
-        that, the next one finds by it which replica is missing.
+        A dead container stays until its replacement has been created. If the load balancer is killed before
+        that, the next one finds the missing replica by the dead container.
         """
-        async with engine_call("clear a dead replica away"):
+        async with engine_call("rename a dead replica"):
             container = self._docker.containers.container(instance.id)
             try:
                 details = await container.show()
@@ -186,19 +186,19 @@ class DockerBackend:
                 return
         spec = _spec_of(details)
         if spec is None:
-            raise BackendError(f"{details['Name']} has lost the labels that say whose it is")
+            raise BackendError(f"{details['Name']} has lost the labels of its fleet")
         self._dead[spec.hostname].append(instance)
         if details["State"]["Running"]:
-            self._in_background(self.release(spec))  # it hangs, and would go on using what it has
+            self._remove_leftovers_later(spec)  # A hung container would go on using resources.
 
-    async def release(self, spec: ReplicaSpec) -> None:
-        """Remove the dead containers of a replica; what cannot be removed now is left for the next time."""
+    async def remove_leftovers(self, spec: ReplicaSpec) -> None:
+        """Remove the dead containers of a replica. The next call tries those that cannot be removed again."""
         dead = self._dead.get(spec.hostname, [])
         for instance in tuple(dead):
             if instance.lost.done():
                 await asyncio.wait({instance.last_words}, timeout=CALL_WITHIN)
             await self.stop(instance, 0)
-            with contextlib.suppress(ValueError):  # another release was quicker
+            with contextlib.suppress(ValueError):  # another call has removed it
                 dead.remove(instance)
         if not dead:
             self._dead.pop(spec.hostname, None)
@@ -231,7 +231,7 @@ class DockerBackend:
         return await self._docker.containers.create(self._config(spec), name=spec.hostname)
 
     async def _free_name(self, hostname: str) -> None:
-        """Clear a leftover of ours away that bears a name we need; a stranger's container is left alone."""
+        """Remove a leftover of this fleet that has a name we need. Other containers are left alone."""
         holder = await self._inspect(self._docker.containers.container(hostname))
         if holder is None:
             return
@@ -253,7 +253,7 @@ class DockerBackend:
                 LABEL_NUMBER: str(spec.number),
                 LABEL_VERSION: __version__,
             },
-            # Init: a program that is process 1 and ignores SIGTERM would wait for SIGKILL each time.
+            # Without an init process, a program without a handler for SIGTERM would ignore it as process 1.
             "HostConfig": {"NetworkMode": self._network.name, "Init": True},
             "NetworkingConfig": {
                 "EndpointsConfig": {
@@ -272,7 +272,7 @@ class DockerBackend:
         return instance
 
     def _is_usable(self, details: dict[str, Any], spec: ReplicaSpec) -> bool:
-        """Whether a container of an earlier run can go on as it is."""
+        """Whether a container of an earlier run can serve as it is."""
         return bool(
             details["State"]["Running"]
             and details["Name"] == f"/{spec.hostname}"
@@ -280,7 +280,7 @@ class DockerBackend:
         )
 
     def _is_leftover(self, details: dict[str, Any]) -> bool:
-        """Whether a container is of this fleet, but nobody's any more."""
+        """Whether a container belongs to this fleet, and no instance uses it any more."""
         return _labels(details).get(LABEL) == self._fleet and not self._deaths.knows(details["Id"])
 
     async def _inspect(self, container: DockerContainer) -> dict[str, Any] | None:
@@ -289,12 +289,12 @@ class DockerBackend:
         return None
 
     async def _undo(self, creating: "asyncio.Future[DockerContainer]", spec: ReplicaSpec) -> None:
-        """Leave nothing of a failed start behind."""
+        """Remove the container of a failed start."""
         try:
-            async with engine_call(f"clear {spec.hostname} away"):
+            async with engine_call(f"remove {spec.hostname}"):
                 container = await creating
         except BackendError:
-            return  # it was not made, and the caller knows why
+            return  # No container was created. The caller reports why.
         try:
             await self._remove(container.id)
         except BackendError as error:
@@ -311,27 +311,25 @@ class DockerBackend:
                     return
                 if error.status != CONFLICT:
                     raise
-                await self._until_removed(container)  # somebody else is at it
+                await self._until_removed(container)  # another call removes it
 
     @staticmethod
     async def _until_removed(container: DockerContainer) -> None:
         with unless_missing():
             await container.wait(condition="removed")
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        async def carry_through() -> None:
+    def _remove_leftovers_later(self, spec: ReplicaSpec) -> None:
+        async def remove() -> None:
             try:
-                await work
+                await self.remove_leftovers(spec)
             except BackendError as error:
-                log.error("container left behind", reason=str(error))
+                log.error("container left behind", replica=spec.hostname, reason=str(error))
 
-        task = asyncio.create_task(carry_through())
-        self._clearing.add(task)
-        task.add_done_callback(self._clearing.discard)
+        self._removals.start(remove(), f"remove leftovers of {spec.hostname}")
 
 
 def _spec_of(details: dict[str, Any]) -> ReplicaSpec | None:
-    """Which replica a container is, by its labels; None if they make no sense."""
+    """Read from the labels which replica a container is; None if the labels are invalid."""
     labels = _labels(details)
     hostname, number = labels.get(LABEL_HOSTNAME, ""), labels.get(LABEL_NUMBER, "")
     if not (hostname and number.isascii() and number.isdigit() and int(number) >= 1):

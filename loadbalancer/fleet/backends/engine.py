@@ -1,6 +1,6 @@
-"""The connection to a Docker Engine: every call is bounded in time and fails with a sentence.
+"""The connection to a Docker Engine. Every call has a time limit and fails with a sentence.
 
-`aiodocker` speaks the Engine API; what is added here is what a person needs when it goes wrong.
+`aiodocker` implements the Engine API. This module adds time limits, and error messages that help a person.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ CONNECT_WITHIN = 5.0
 """Seconds in which the engine must accept a connection."""
 
 CALL_WITHIN = 20.0
-"""Seconds for one call that does not wait for a container: an engine under load can be slow."""
+"""Seconds for a call that does not wait for a container. An engine under load can be slow."""
 
 UNREACHABLE = 900
-"""The status that aiodocker gives to a call that did not reach the engine."""
+"""The status that aiodocker reports for a call that did not reach the engine."""
 
 NOT_FOUND, CONFLICT = 404, 409
 
 
 def connect() -> Docker:
-    """Make a client of the engine that `DOCKER_HOST`, the Docker context or the usual socket names.
+    """Make a client for the engine that `DOCKER_HOST`, the Docker context or the usual socket leads to.
 
     Raises:
-        BackendError: There is no engine, or its address makes no sense.
+        BackendError: There is no engine, or its address is invalid.
     """
     try:
         return Docker(timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN))
@@ -43,7 +43,7 @@ def connect() -> Docker:
 
 @contextmanager
 def unless_missing() -> Iterator[None]:
-    """Pass over calls about what the engine does not know any more."""
+    """Ignore the failure of a call because its container, network or volume does not exist."""
     try:
         yield
     except DockerError as error:
@@ -53,15 +53,15 @@ def unless_missing() -> Iterator[None]:
 
 @asynccontextmanager
 async def engine_call(doing: str, within: float | None = CALL_WITHIN) -> AsyncIterator[None]:
-    """Bound calls of the engine in time, and tell their failures in words.
+    """Limit the time of engine calls, and turn their failures into sentences.
 
     Args:
-        doing: What is done, as in "cannot …".
-        within: Seconds; None when the caller bounds it.
+        doing: The purpose of the calls, as a verb that follows "cannot".
+        within: Time limit in seconds; None when the caller sets one.
 
     Raises:
         EngineAwayError: The engine cannot be reached, or does not answer.
-        BackendError: It refuses.
+        BackendError: The engine refuses.
     """
     try:
         async with asyncio.timeout(within):

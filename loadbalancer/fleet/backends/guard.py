@@ -1,9 +1,9 @@
-"""Ends the replica processes when the load balancer is gone, however it went.
+"""The guard process: kills the replica processes when the load balancer has ended in any way.
 
-A killed load balancer cannot clean up after itself, so it keeps this small program beside it, joined
-by a pipe. The load balancer writes `+PGID` for each process group it starts and `-PGID` for each
-that has ended; when the pipe closes without a word, whatever is left is killed. Run as a script, with
-nothing but the standard library, so that it starts in a few milliseconds and stays small.
+A load balancer that is killed cannot stop its replicas. It therefore runs this program beside it, joined by a
+pipe. The load balancer writes `+PGID` for each process group that it starts and `-PGID` for each group that
+has ended. When the pipe closes, the guard kills the groups that are left. It runs as a script and imports the
+standard library alone, so that it starts in a few milliseconds and stays small.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import sys
 
 
 def main() -> None:
-    """Read groups from standard input until it ends, then kill those that are left."""
-    # The guard must outlive a Ctrl-C or SIGTERM sent to everyone on the terminal.
+    """Read process groups from standard input until it ends, then kill the groups that are left."""
+    # Signals that reach all processes of a terminal must not end the guard before the load balancer.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     groups: set[int] = set()

@@ -1,7 +1,7 @@
-"""Which Docker network the replicas live on, so that the load balancer can reach them.
+"""Finds or creates the Docker network of the replicas, on which the load balancer can reach them.
 
-Inside a container it is the load balancer's own network, found by inspecting itself. On the host it is
-a bridge network of its own, made at the start and removed at the end. `--network` overrides both.
+In a container, it is the network of the load balancer, which inspects its own container. On the host, it is a
+bridge network that is created at the start and removed at the end. `--network` overrides both.
 """
 
 import re
@@ -18,7 +18,7 @@ from loadbalancer.errors import BackendError
 from loadbalancer.fleet.backends.engine import NOT_FOUND, engine_call, unless_missing
 
 DEFAULT_BRIDGE = "bridge"
-"""Docker's default network: reachable by address, but without names."""
+"""The default network of Docker. Containers on it have addresses, but no names."""
 
 _NO_NETWORK = ("host", "none")
 _ID_IN_MOUNTS = re.compile(r"/containers/([0-9a-f]{64})/")
@@ -28,12 +28,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ReplicaNetwork:
-    """Where replicas live.
+    """The network of the replicas.
 
     Args:
-        id: The network's id.
+        id: Its id.
         name: Its name.
-        own: Whether it was made for this fleet, and is removed with it.
+        own: Whether it was created for this fleet, and is removed with the fleet.
     """
 
     id: str
@@ -46,14 +46,14 @@ class ReplicaNetwork:
         return self.name != DEFAULT_BRIDGE
 
     def address(self, details: dict[str, Any]) -> str | None:
-        """A container's address on this network, from its inspection; None if it is not there."""
+        """The address of a container on this network, from its inspection; None if it has none."""
         for endpoint in details["NetworkSettings"]["Networks"].values():
             if endpoint["NetworkID"] == self.id:
                 return endpoint["IPAddress"] or endpoint["GlobalIPv6Address"] or None
         return None
 
     async def remove(self, docker: Docker) -> None:
-        """Remove it if it is our own and nobody is left on it."""
+        """Remove the network if it was created for this fleet."""
         if not self.own:
             return
         try:
@@ -66,17 +66,17 @@ class ReplicaNetwork:
 async def find(
     docker: Docker, chosen: str, fleet: str, label: str, ourselves: dict[str, Any] | None
 ) -> ReplicaNetwork:
-    """Find the network of the replicas, or make it.
+    """Find the network of the replicas, or create it.
 
     Args:
         docker: The engine.
-        chosen: Its name, when the user has named it.
-        fleet: The fleet's name.
-        label: The label that marks what belongs to a fleet.
-        ourselves: Inspection of the container that the load balancer runs in; None on the host.
+        chosen: Name of the network that the user has chosen; may be empty.
+        fleet: Name of the fleet.
+        label: Label of everything that belongs to a fleet.
+        ourselves: Inspection of the container of the load balancer; None on the host.
 
     Raises:
-        BackendError: There is none and none can be made.
+        BackendError: There is no network, and none can be created.
     """
     if chosen:
         try:
@@ -94,9 +94,9 @@ async def find(
 
 
 def _network_of(details: dict[str, Any]) -> ReplicaNetwork | None:
-    """The network of a container; None when it uses the host's."""
+    """The network of a container; None if it uses the network of the host."""
     networks = details["NetworkSettings"]["Networks"]
-    # A network made by a user before Docker's default: only there do replicas have names.
+    # Networks that a user has created come before Docker's default, because only they have names.
     for name in sorted(networks, key=lambda name: (name == DEFAULT_BRIDGE, name)):
         if name not in _NO_NETWORK:
             return ReplicaNetwork(networks[name]["NetworkID"], name)
@@ -104,16 +104,16 @@ def _network_of(details: dict[str, Any]) -> ReplicaNetwork | None:
 
 
 async def find_ourselves(docker: Docker) -> dict[str, Any]:
-    """Inspect our own container, found by its hostname or, when that was set, by what is mounted in it.
+    """Inspect the container of the load balancer. Its mounts, or else its hostname, contain the id.
 
     Args:
         docker: The engine.
 
     Raises:
-        BackendError: It is no container of this engine.
+        BackendError: This engine does not know the container.
     """
     candidates = [socket.gethostname()]
-    mounts = Path("/proc/self/mountinfo").read_text()  # noqa: ASYNC240 - made by the kernel, no disk
+    mounts = Path("/proc/self/mountinfo").read_text()  # noqa: ASYNC240 - the kernel makes it, no disk
     if found := _ID_IN_MOUNTS.search(mounts):
         candidates.insert(0, found[1])
     for candidate in candidates:

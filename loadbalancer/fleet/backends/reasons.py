@@ -1,14 +1,14 @@
-"""Why an instance has ended, in words: the same for processes and containers."""
+"""Why an instance has ended, in words. Processes and containers share them."""
 
 import signal
 from collections.abc import Iterable
 
 OUTPUT_LINES = 5
-"""Last lines of output that a reason quotes."""
+"""The number of lines of the last output that a reason quotes."""
 
 
 def exited(code: int) -> str:
-    """The end of a program by itself.
+    """Describe a program that ended by itself.
 
     Args:
         code: Its exit code.
@@ -17,7 +17,7 @@ def exited(code: int) -> str:
 
 
 def killed(number: int) -> str:
-    """The end of a program by a signal.
+    """Describe a program that a signal ended.
 
     Args:
         number: The signal's number.
@@ -29,20 +29,20 @@ def killed(number: int) -> str:
 
 
 def with_last_words(how: str, words: str) -> str:
-    """Say both.
+    """Join the description of the end and the last output.
 
     Args:
-        how: What `exited` or `killed` says.
-        words: What `last_words` says.
+        how: A description by `exited` or `killed`.
+        words: The last output, from `last_words`; may be empty.
     """
     return f"{how}; last output: {words}" if words else how
 
 
 def last_words(output: Iterable[str]) -> str:
-    """The last lines of output in one, or nothing if there were none.
+    """Join the last lines of output that are not empty.
 
     Args:
-        output: The output, or its end.
+        output: The lines of the output, or the last of them.
     """
     lines = [line.strip() for line in output]
     return " | ".join([line for line in lines if line][-OUTPUT_LINES:])

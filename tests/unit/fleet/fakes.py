@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from loadbalancer.errors import BackendError, BadRequestError, EngineAwayError
 from loadbalancer.fleet.backends.base import Found, Instance, ReplicaSpec
 from loadbalancer.fleet.fleet import Fleet
-from loadbalancer.fleet.heartbeat import Miss
+from loadbalancer.fleet.heartbeat import Heartbeat, Miss, Unsent
 from loadbalancer.fleet.replica import Replica
 from loadbalancer.fleet.timing import Timing
 from loadbalancer.routing.policies import RoundRobin
@@ -76,6 +76,7 @@ class FakeBackend:
         self.refuse: Callable[[ReplicaSpec], str | None] = lambda spec: None
         self.dies_at_once: Callable[[ReplicaSpec], bool] = lambda spec: False
         self.unreachable = False
+        self.no_files = False
         self.started: list[tuple[float, str]] = []
         self.stops: list[tuple[float, str, float]] = []
         self.most_at_once = 0
@@ -131,7 +132,7 @@ class FakeBackend:
         self._need_engine()
         self._end(instance.id, "discarded")
 
-    async def release(self, spec: ReplicaSpec) -> None:
+    async def remove_leftovers(self, spec: ReplicaSpec) -> None:
         assert not self.lock_is_held(), "the fleet awaits its backend under the lock"
 
     # -- faults, by hostname ------------------------------------------------------------------------
@@ -158,7 +159,9 @@ class FakeBackend:
 
     # -- heartbeats ---------------------------------------------------------------------------------
 
-    async def probe(self, host: str, port: int) -> Miss | None:
+    async def probe(self, host: str, port: int) -> Heartbeat:
+        if self.no_files:
+            return Unsent("no heartbeat could be sent: Too many open files")
         instance = next((i for _, i in self.running.values() if i.port == port), None)
         if instance is None:
             return Miss("heartbeat refused")

@@ -68,6 +68,8 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(data=st.data(), fault=st.sampled_from(["die", "hang"]), pause=PAUSES)
     def break_one(self, data: st.DataObject, fault: str, pause: float) -> None:
         async def main() -> None:
+            if not self.backend.running:
+                return  # the last one ended before this began
             _, instance = self.backend.running[data.draw(st.sampled_from(sorted(self.backend.running)))]
             if fault == "die":
                 self.backend._end(instance.id, "killed")
@@ -81,6 +83,8 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(data=st.data(), refused=st.booleans(), pause=PAUSES)
     def fail_requests(self, data: st.DataObject, refused: bool, pause: float) -> None:
         async def main() -> None:
+            if not self.fleet.snapshot.upstreams:
+                return  # the last one left the rotation before this began
             upstream = data.draw(st.sampled_from(self.fleet.snapshot.upstreams))
             for _ in range(5):
                 if refused:
