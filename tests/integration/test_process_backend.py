@@ -191,7 +191,8 @@ async def test_very_long_lines_of_output_do_not_end_the_log(backends: list[Proce
         assert (await instance.why_lost(10)).endswith("end")
 
 
-async def test_replicas_end_when_the_load_balancer_is_killed(replica: str) -> None:
+@pytest.mark.parametrize("fate", ["", "backend._guard.kill(), backend._guard.wait()"])
+async def test_replicas_end_when_the_load_balancer_is_killed(replica: str, fate: str) -> None:
     """The connection to a replica breaks when the replica dies: no need to poll for it."""
     program = f"""
         import asyncio
@@ -203,6 +204,8 @@ async def test_replicas_end_when_the_load_balancer_is_killed(replica: str) -> No
             await backend.open()
             for number in (1, 2):
                 print((await backend.start(ReplicaSpec(f"S{{number}}", number))).port, flush=True)
+                if number == 1:
+                    {fate or None}  # of the guard process: another one has to know both replicas
             await asyncio.sleep(600)
 
         asyncio.run(main())
@@ -211,7 +214,9 @@ async def test_replicas_end_when_the_load_balancer_is_killed(replica: str) -> No
         sys.executable, "-c", textwrap.dedent(program), stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
-    ports = [int(await process.stdout.readline()) for _ in range(2)]
+    lines = [await process.stdout.readline() for _ in range(3 if fate else 2)]
+    assert any(b"guard process failed, starting another" in line for line in lines) == bool(fate)
+    ports = [int(line) for line in lines if line.strip().isdigit()]
     connections = [await connect(Instance("", "127.0.0.1", port)) for port in ports]
     for reader, _ in connections:
         await reader.readline()

@@ -79,6 +79,8 @@ class Ownership:
             The owner, if that is another load balancer; None if the claim is ours now.
         """
         while (owner := await self._create(claim)) != self._owner:
+            if owner is None:
+                continue  # Another load balancer has just removed the claim.
             if await self._is_alive(owner):
                 return owner
             removal = self._removal_of(claim, owner)
@@ -97,12 +99,12 @@ class Ownership:
         text = "\n".join([claim, *(owner[key] for key in (KIND, WHERE, WHO, SINCE))])
         return f"{self._name}-removal-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    async def _create(self, claim: str) -> Owner:
-        """Create a volume unless it exists, and return its owner."""
-        volume = await self._docker.volumes.create(  # type: ignore[no-untyped-call]
+    async def _create(self, claim: str) -> Owner | None:
+        """Create a volume unless it exists, and return its owner; None if it has been removed meanwhile."""
+        await self._docker.volumes.create(  # type: ignore[no-untyped-call]
             {"Name": claim, "Labels": self._labels}
         )
-        return _owner_of(await volume.show())
+        return await self._read(claim)
 
     async def _read(self, claim: str) -> Owner | None:
         with unless_missing():
