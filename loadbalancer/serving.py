@@ -35,7 +35,7 @@ from loadbalancer.workers.succession import announce, name_of
 from loadbalancer.workers.supervisor import Supervisor, supervise
 
 CUT_OFF_WITHIN = 1.0
-"""Seconds for connections to end once there is no time left."""
+"""Seconds in which connections must end when their time is up."""
 
 log = structlog.get_logger("loadbalancer")
 
@@ -46,10 +46,10 @@ class Front:
 
     Args:
         settings: The choice of the lane, and its time-outs.
-        source: Publishes the snapshots that requests go by.
+        source: Publishes the snapshots that requests use.
         accounting: Where requests are counted and logged.
-        admin: Answers for the admin paths.
-        when_stopping: Called when no new requests are taken any more.
+        admin: Answers the requests for admin paths.
+        when_stopping: Called when the load balancer stops to accept requests.
         certificate: The certificate that clients are served with; None: plain HTTP.
     """
 
@@ -63,12 +63,12 @@ class Front:
     async def serve(
         self, listeners: Sequence[socket.socket], claim: socket.socket | None, shutdown: Shutdown
     ) -> None:
-        """Serve until told to stop; then let requests in flight end, for as long as replicas may drain.
+        """Serve until told to stop; then wait for the requests in flight, within the time limit of a drain.
 
         Args:
             listeners: Listening sockets: one, or one for each worker.
-            claim: Held by the one load balancer that serves the port with workers; None without workers.
-            shutdown: Says when to stop, and when to hurry.
+            claim: The claim to serve the port with workers; None without workers.
+            shutdown: Tells when to stop, and when to hurry.
         """
         if self.settings.lane == "asgi":
             await self._serve_asgi(listeners[0], shutdown)
@@ -106,7 +106,7 @@ class Front:
     async def _serve_by_workers(
         self, listeners: Sequence[socket.socket], claim: socket.socket, shutdown: Shutdown
     ) -> None:
-        # Replicas that are processes end with the control plane, and so must its workers.
+        # Replicas that are processes end with the control plane. Its workers must then end as well.
         succession = name_of(claim) if self.settings.effective_backend() == "docker" else ""
         async with self._admin_socket(shutdown) as admin:
             context = WorkerContext(

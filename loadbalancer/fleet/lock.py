@@ -1,8 +1,7 @@
 """The FIFO lock around membership and heartbeat counts.
 
-Readers share it, a writer has it alone, and everyone gets it in the order of asking, so that neither
-side starves the other. It is held for a few lines of plain code only: never while a container
-starts, a socket waits or anything else is awaited.
+Readers share the lock, and a writer holds it alone. All get it in the order of asking, so that neither
+readers nor writers starve. It is held for a few lines of plain code, and never while anything is awaited.
 """
 
 import asyncio
@@ -16,20 +15,20 @@ Holds = Mapping[type, int]
 
 
 class Read(asyncio.Future[None]):
-    """Shared with other readers."""
+    """The mode of readers, who share the lock."""
 
     @staticmethod
     def is_compatible(holds: Holds) -> bool:
-        """Whether it may be held beside what is held now."""
+        """Whether the mode is compatible with the modes that are held now."""
         return not holds[Write]
 
 
 class Write(asyncio.Future[None]):
-    """Held alone."""
+    """The mode of a writer, who holds the lock alone."""
 
     @staticmethod
     def is_compatible(holds: Holds) -> bool:
-        """Whether it may be held beside what is held now."""
+        """Whether the mode is compatible with the modes that are held now."""
         return not holds[Read] and not holds[Write]
 
 
@@ -40,11 +39,11 @@ class FleetLock:
         self._lock = FifoLock()
 
     def read(self) -> AbstractAsyncContextManager[None]:
-        """Hold it together with other readers."""
+        """Hold the lock together with other readers."""
         return self._hold(Read)
 
     def write(self) -> AbstractAsyncContextManager[None]:
-        """Hold it alone."""
+        """Hold the lock alone."""
         return self._hold(Write)
 
     @asynccontextmanager
@@ -53,8 +52,8 @@ class FleetLock:
         try:
             await holder.__aenter__()
         except asyncio.CancelledError:
-            # fifolock 0.0.20 leaves those behind a cancelled waiter asleep until the next acquire or
-            # release, which may never come: pass over its queue once more.
+            # After a waiter is cancelled, fifolock 0.0.20 does not wake the waiters behind it until the
+            # next acquire or release, which may never come. This call wakes them.
             holder._maybe_acquire()
             raise
         try:

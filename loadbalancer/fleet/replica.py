@@ -1,14 +1,14 @@
-"""A replica and the states of its life: a pure state machine.
+"""A replica and its states: a pure state machine.
 
             ┌──────────────◄───────────────┐
     starting ──► up ──► down ──────────────┘        down: dead, its replacement not started yet
         │  ▲      │       │
         │  └ down │       │                         starting ──► down when a start fails
         ▼         ▼       ▼
-        └───► draining ◄──┘ ──► gone                draining: off the ring, finishing what it has
+        └───► draining ◄──┘ ──► gone                draining: off the ring, finishing its requests
 
-Only an `up` replica is in rotation. A replica keeps its hostname and ring number through all
-replacements; what changes is its `instance`, the container or process behind the name.
+Only an `up` replica is in rotation. A replica keeps its hostname and ring number through all replacements.
+Its `instance`, the container or process that runs under that name, changes.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from loadbalancer.routing.upstream import Upstream
 
 
 class State(StrEnum):
-    """Where a replica is in its life."""
+    """The state of a replica."""
 
     STARTING = "starting"
     UP = "up"
@@ -39,17 +39,17 @@ _NEXT: dict[State, frozenset[State]] = {
 
 
 class IllegalTransitionError(Exception):
-    """A replica was moved to a state that its state does not lead to: a defect of the fleet."""
+    """The current state of a replica does not lead to the new one. This is a defect of the fleet."""
 
 
 @dataclass(eq=False)
 class Replica:
-    """One place in the fleet: a name, a ring number, and whoever fills it now.
+    """One member of the fleet: a hostname, a ring number, and the instance that runs under them.
 
     Args:
         spec: Hostname and ring number.
-        weight: Its share under the weighted policy.
-        admitted: Whether it counts among the N. A replica of an `/add` that is still going on does not.
+        weight: Weight under the weighted policy.
+        admitted: Whether the replica is one of the N. A replica of an unfinished `/add` is not.
     """
 
     spec: ReplicaSpec
@@ -59,51 +59,51 @@ class Replica:
     instance: Instance | None = field(default=None, init=False)
     upstream: Upstream | None = field(default=None, init=False)
     ejected: bool = field(default=False, init=False)
-    """Whether it is out of rotation for a while, though it is up: see `watch`."""
+    """Whether it is out of rotation for a limited time, although it is up: see `health_recorder`."""
     missed: int = field(default=0, init=False)
     """Heartbeats missed in a row."""
     restarts: int = field(default=0, init=False)
-    """How often a new instance has taken the place of a dead one."""
+    """The number of instances that have replaced a dead one."""
     since: datetime = field(default_factory=lambda: datetime.now(UTC), init=False)
     reason: str | None = field(default=None, init=False)
-    """Why it was last replaced or cannot start, in words."""
+    """Why the replica was last replaced or ejected, or cannot start, in words."""
 
     @property
     def hostname(self) -> str:
-        """Its name."""
+        """The hostname."""
         return self.spec.hostname
 
     @property
     def number(self) -> int:
-        """Its number on the ring."""
+        """The ring number."""
         return self.spec.number
 
     @property
     def serves(self) -> bool:
-        """Whether it is in rotation."""
+        """Whether the replica is in rotation."""
         return self.state is State.UP and not self.ejected
 
     @property
     def shown_state(self) -> str:
-        """The state as it is told: who is ejected serves as little as who is down."""
+        """The state that users see. An ejected replica is shown as `down`, because it serves no requests."""
         return (State.DOWN if self.ejected else self.state).value
 
     @property
     def counts(self) -> bool:
-        """Whether it is one of the N that the fleet keeps alive."""
+        """Whether the replica is one of the N that the fleet keeps alive."""
         return self.admitted and self.state not in (State.DRAINING, State.GONE)
 
     def move(self, state: State, reason: str | None = None) -> None:
-        """Enter a state; `up` puts an upstream for the current instance in place, others take it away.
+        """Enter a state. The state `up` creates an upstream for the current instance; other states retire it.
 
-        A draining replica keeps its upstream, whose count says when the last request has ended.
+        A draining replica keeps its upstream, whose count shows when the last request has ended.
 
         Args:
             state: The next state.
-            reason: Why, when it is a failure; otherwise the last known reason stays.
+            reason: The reason of a failure; None: the last reason stays.
 
         Raises:
-            IllegalTransitionError: The present state does not lead there.
+            IllegalTransitionError: The current state does not lead to the next one.
         """
         if state not in _NEXT[self.state]:
             raise IllegalTransitionError(f"{self.hostname} cannot go from {self.state} to {state}")

@@ -1,11 +1,11 @@
-"""What the fleet tells of itself to `/lb/replicas`: plain frozen values."""
+"""The state of the fleet that `/lb/replicas` shows: plain frozen values."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """One replica, as of now."""
+    """The state of one replica at one moment."""
 
     hostname: str
     number: int
@@ -21,7 +21,7 @@ class ReplicaState:
 
 @dataclass(frozen=True, slots=True)
 class FleetState:
-    """The whole fleet, as of now."""
+    """The state of the whole fleet at one moment."""
 
     desired: int
     replicas: tuple[ReplicaState, ...]

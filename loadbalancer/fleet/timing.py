@@ -1,4 +1,4 @@
-"""How long the fleet waits for what, and how it waits longer after each failure."""
+"""Intervals and limits of the fleet, and its pauses, which become longer after each failure."""
 
 import random
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long a keeper waits, in seconds, and how often.
+    """Intervals and limits, in seconds unless stated otherwise.
 
     Args:
-        interval: Between two heartbeats.
-        max_fail_count: Misses in a row that mean dead.
-        start: Until the first good heartbeat of a new instance.
-        drain: For requests in flight when a replica leaves.
-        stop: Between SIGTERM and SIGKILL.
-        backoff: Before the second attempt to replace an instance that did not last; doubles from there.
-        backoff_max: At most between two attempts.
-        stable: An instance that was up for this long has lasted: the next death is answered at once.
-        eject_after: Failures in a row on the data path that take a replica out for a while; 0: never.
-        eject: How long the first time; doubles with each further time, up to `eject_max`.
-        eject_max: At most.
-        slow_start: How long a recovered replica takes to come to its full share; 0: at once.
+        interval: Time between two heartbeats.
+        max_fail_count: Number of missed heartbeats in a row after which a replica is dead.
+        start: Limit for a start, and for the first good heartbeat after it.
+        drain: Limit for the requests in flight of a replica that leaves.
+        stop: Time between SIGTERM and SIGKILL.
+        backoff: Pause before the second attempt to replace an instance. It doubles with each attempt.
+        backoff_max: Longest pause between two attempts.
+        stable: After an instance was up for this time, its replacement starts without a pause.
+        eject_after: Number of failed requests in a row after which a replica is ejected; 0: never.
+        eject: Duration of the first ejection. It doubles with each further ejection.
+        eject_max: Longest duration of an ejection.
+        slow_start: Time in which the share of a recovered replica grows to 1; 0: at once.
     """
 
     interval: float = 1.0
@@ -38,10 +38,14 @@ class Timing:
 
 
 class Backoff:
-    """Exponential backoff with equal jitter: half of the delay is fixed, half is random.
+    """Exponential backoff with equal jitter: half of the pause is fixed, half is random.
 
-    The first failure after a stable time is answered at once. See M. Brooker, "Exponential Backoff And
-    Jitter", AWS Architecture Blog, 2015.
+    There is no pause after the first failure. See M. Brooker, "Exponential Backoff And Jitter", AWS
+    Architecture Blog, 2015.
+
+    Args:
+        timing: Has the first and the longest pause.
+        rng: Source of jitter.
     """
 
     def __init__(self, timing: Timing, rng: random.Random) -> None:
@@ -50,11 +54,11 @@ class Backoff:
         self._failures = 0
 
     def reset(self) -> None:
-        """The instance has lasted."""
+        """Begin again without a pause, because the instance was up for a stable time."""
         self._failures = 0
 
     def next(self) -> float:
-        """Seconds to wait after one more failure."""
+        """Count one more failure, and return the pause after it in seconds."""
         exponent = min(self._failures - 1, 32)
         self._failures += 1
         if exponent < 0:

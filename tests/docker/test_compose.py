@@ -73,7 +73,7 @@ def homes(compose: Compose, requests: int = 60) -> set[str]:
     return {compose.call("GET", "/home") for _ in range(requests)}
 
 
-def test_it_serves_with_three_containers_that_are_their_names(compose: Compose) -> None:
+def test_three_containers_serve_under_their_names(compose: Compose) -> None:
     names = ["Server-1", "Server-2", "Server-3"]
     assert compose.call("GET", "/rep") == {"N": 3, "replicas": names}
     assert compose.containers() == names
@@ -91,7 +91,7 @@ def test_it_serves_with_three_containers_that_are_their_names(compose: Compose) 
     )
 
 
-def test_containers_come_and_go_at_a_curl(compose: Compose) -> None:
+def test_containers_are_added_and_removed_by_requests(compose: Compose) -> None:
     grown = compose.call("POST", "/add", {"n": 3, "hostnames": ["lbtest-a"]})
     assert grown["N"] == 6
     assert compose.containers() == sorted(grown["replicas"])
@@ -104,7 +104,7 @@ def test_containers_come_and_go_at_a_curl(compose: Compose) -> None:
     assert "cannot be the name of a container" in refused.json["message"]
 
 
-def test_a_name_that_a_strangers_container_bears_is_refused_and_nothing_stays(compose: Compose) -> None:
+def test_an_add_with_the_name_of_a_foreign_container_fails_and_leaves_nothing(compose: Compose) -> None:
     docker("run", "--detach", "--name", "lbtest-taken", "loadbalancer-server:latest")
     try:
         before = compose.containers()
@@ -117,7 +117,7 @@ def test_a_name_that_a_strangers_container_bears_is_refused_and_nothing_stays(co
         docker("rm", "--force", "lbtest-taken")
 
 
-def test_a_killed_container_is_replaced_under_its_name_without_anyones_help(compose: Compose) -> None:
+def test_a_killed_container_is_replaced_under_its_name(compose: Compose) -> None:
     before = compose.state()
     docker("kill", "Server-1")
     eventually(
@@ -163,7 +163,7 @@ def test_the_load_balancer_also_runs_on_the_host(fleet: str) -> None:
         assert lb.call("POST", "/add", {"n": 1, "hostnames": ["lbtest-c"]}).json["message"]["N"] == 3
 
 
-def test_an_image_that_exits_at_once_is_tried_ever_more_slowly(
+def test_an_image_that_exits_at_once_is_started_at_growing_intervals(
     fleet: str, image_with: Callable[[str], str]
 ) -> None:
     image = image_with("echo no licence; exit 4")
@@ -178,7 +178,7 @@ def test_an_image_that_exits_at_once_is_tried_ever_more_slowly(
         assert lb.call("GET", "/rep").json["message"] == {"N": 1, "replicas": ["Server-1"]}
 
 
-def test_a_second_load_balancer_on_the_same_fleet_says_so_and_leaves(fleet: str) -> None:
+def test_a_second_load_balancer_on_the_same_fleet_is_refused(fleet: str) -> None:
     options = ("--backend", "docker", "--fleet", fleet)
     with LoadBalancer(*options, replicas=1) as first:
         before = first.state()
@@ -191,7 +191,7 @@ def test_a_second_load_balancer_on_the_same_fleet_says_so_and_leaves(fleet: str)
     assert docker("volume", "ls", "--quiet", "--filter", f"label=loadbalancer.fleet={fleet}") == ""
 
 
-def test_replicas_are_kept_on_exit_when_that_is_asked_for(fleet: str) -> None:
+def test_on_exit_keep_leaves_the_replicas_running(fleet: str) -> None:
     options = ("--backend", "docker", "--fleet", fleet)
     with LoadBalancer(*options, "--on-exit", "keep", replicas=2) as first:
         before = {name: one["id"] for name, one in first.state().items()}

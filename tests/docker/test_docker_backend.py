@@ -63,7 +63,7 @@ async def ended(instance: Instance) -> str:
         return await instance.why_lost(10)
 
 
-async def test_a_replica_is_a_container_that_bears_its_name(fleet: str) -> None:
+async def test_a_replica_is_a_container_with_its_name(fleet: str) -> None:
     async with opened(fleet) as backend:
         instance = await backend.start(SPEC)
         assert await home(instance) == "Hello from Server: lbtest-1"
@@ -79,7 +79,7 @@ async def test_a_replica_is_a_container_that_bears_its_name(fleet: str) -> None:
         await backend.stop(instance, 10)  # once more does no harm
 
 
-async def test_many_start_at_once(fleet: str) -> None:
+async def test_several_replicas_start_at_the_same_time(fleet: str) -> None:
     async with opened(fleet) as backend:
         specs = [ReplicaSpec(f"lbtest-{number}", number) for number in range(1, 6)]
         instances = await asyncio.gather(*map(backend.start, specs))
@@ -87,7 +87,7 @@ async def test_many_start_at_once(fleet: str) -> None:
         await asyncio.gather(*(backend.stop(instance, 0) for instance in instances))
 
 
-async def test_the_end_of_a_container_is_known_at_once_with_code_and_last_words(
+async def test_the_end_of_a_container_is_reported_with_code_and_last_output(
     fleet: str, image_with: Callable[[str], str]
 ) -> None:
     image = image_with("echo one; sleep 0.3; echo out of luck >&2; exit 3")
@@ -108,7 +108,7 @@ async def test_a_container_that_ends_at_once_says_why(fleet: str, image_with: Ca
         assert not exists("lbtest-1")
 
 
-async def test_docker_kill_is_known_by_its_signal(fleet: str) -> None:
+async def test_the_end_by_docker_kill_names_the_signal(fleet: str) -> None:
     async with opened(fleet) as backend:
         instance = await backend.start(SPEC)
         docker("kill", "lbtest-1")
@@ -134,7 +134,7 @@ async def test_a_container_that_is_unhealthy_is_lost(fleet: str, image_with: Cal
         await backend.stop(replacement, 0)
 
 
-async def test_a_container_that_somebody_removes_is_known_to_be_gone(fleet: str) -> None:
+async def test_a_container_that_somebody_else_removes_is_lost(fleet: str) -> None:
     async with opened(fleet) as backend:
         instance = await backend.start(SPEC)
         docker("rm", "--force", "lbtest-1")
@@ -142,7 +142,7 @@ async def test_a_container_that_somebody_removes_is_known_to_be_gone(fleet: str)
         await backend.stop(instance, 1)
 
 
-async def test_who_ignores_sigterm_is_killed_after_the_grace(
+async def test_a_replica_that_ignores_sigterm_is_killed_after_the_grace(
     fleet: str, image_with: Callable[[str], str]
 ) -> None:
     async with opened(fleet, image_with("trap '' TERM; echo ready; while :; do sleep 1; done")) as backend:
@@ -153,7 +153,7 @@ async def test_who_ignores_sigterm_is_killed_after_the_grace(
         assert not exists("lbtest-1")
 
 
-async def test_a_second_stop_hurries_the_first(fleet: str, image_with: Callable[[str], str]) -> None:
+async def test_a_second_stop_shortens_the_first(fleet: str, image_with: Callable[[str], str]) -> None:
     async with opened(fleet, image_with("trap '' TERM; while :; do sleep 1; done")) as backend:
         instance = await backend.start(SPEC)
         patient = asyncio.create_task(backend.stop(instance, 600))
@@ -164,7 +164,7 @@ async def test_a_second_stop_hurries_the_first(fleet: str, image_with: Callable[
         assert not exists("lbtest-1")
 
 
-async def test_a_discarded_container_makes_way_at_once(fleet: str) -> None:
+async def test_the_name_of_a_discarded_container_is_free_at_once(fleet: str) -> None:
     async with opened(fleet) as backend:
         dead = await backend.start(SPEC)
         docker("pause", "lbtest-1")  # hung: it would never end by itself
@@ -197,7 +197,7 @@ async def test_an_image_removed_meanwhile_is_named(fleet: str, image_with: Calla
         docker("tag", SERVER, image)
 
 
-async def test_a_strangers_container_keeps_its_name_and_its_life(fleet: str) -> None:
+async def test_a_foreign_container_keeps_its_name_and_goes_on(fleet: str) -> None:
     docker("run", "--detach", "--name", "lbtest-1", SERVER)
     try:
         async with opened(fleet) as backend:
@@ -221,7 +221,7 @@ async def test_a_cancelled_start_leaves_nothing(fleet: str) -> None:
 
 
 @pytest.mark.parametrize("hostname", ["a", "x" * 64])
-async def test_hostnames_that_no_container_can_bear_are_refused(fleet: str, hostname: str) -> None:
+async def test_hostnames_that_are_no_container_names_are_refused(fleet: str, hostname: str) -> None:
     async with opened(fleet) as backend:
         with pytest.raises(BadRequestError, match="cannot be the name of a container"):
             backend.check_name(hostname)
@@ -271,7 +271,7 @@ async def test_replicas_of_an_earlier_run_are_adopted_and_leftovers_cleared_away
 
 
 @pytest.mark.skipif(not SOCKET.exists(), reason="the engine is not behind a socket")
-async def test_what_ended_while_the_engine_could_not_be_reached_is_found_when_it_can(
+async def test_containers_that_ended_while_the_engine_was_away_are_found(
     fleet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with BreakableEngine(tmp_path / "docker.sock") as road:
@@ -293,7 +293,7 @@ async def test_what_ended_while_the_engine_could_not_be_reached_is_found_when_it
             await asyncio.gather(*(backend.stop(instance, 0) for instance in instances))
 
 
-async def test_no_engine_at_all_is_one_sentence(fleet: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_engine_gives_one_sentence(fleet: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
     with pytest.raises(BackendError, match="the Docker Engine cannot be reached: is it running"):
         async with opened(fleet):

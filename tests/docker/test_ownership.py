@@ -77,7 +77,7 @@ class Slow(Ownership):
         await super()._delete(claim)
 
 
-async def test_one_that_was_overtaken_removes_no_claim_of_the_living(
+async def test_a_slow_load_balancer_does_not_remove_the_claim_of_a_living_one(
     fleet: str, engine: Docker, living: list[int]
 ) -> None:
     owned_by_a_dead_one(fleet)
@@ -94,7 +94,7 @@ async def test_one_that_was_overtaken_removes_no_claim_of_the_living(
     assert claims(fleet) == []
 
 
-async def test_the_claim_of_one_that_died_while_it_took_over_is_removed(
+async def test_claims_of_a_load_balancer_that_died_during_a_takeover_are_removed(
     fleet: str, engine: Docker, living: list[int]
 ) -> None:
     owned_by_a_dead_one(fleet)
@@ -107,7 +107,7 @@ async def test_the_claim_of_one_that_died_while_it_took_over_is_removed(
     assert claims(fleet) == []
 
 
-async def test_of_five_at_the_same_moment_one_becomes_the_owner(
+async def test_one_of_five_load_balancers_at_the_same_moment_becomes_the_owner(
     fleet: str, engine: Docker, living: list[int]
 ) -> None:
     rng = random.Random(1)
@@ -127,7 +127,7 @@ async def test_of_five_at_the_same_moment_one_becomes_the_owner(
 
 
 @pytest.mark.usefixtures("images")
-def test_of_two_load_balancers_that_start_at_the_same_moment_one_adopts_the_fleet(fleet: str) -> None:
+def test_one_of_two_load_balancers_that_start_together_adopts_the_fleet(fleet: str) -> None:
     options = ("--backend", "docker", "--fleet", fleet)
     first = LoadBalancer(*options, replicas=2)
     first.start()

@@ -32,7 +32,7 @@ def test_the_control_plane_is_killed_and_started_again_without_a_lost_request(fl
         assert {name: state["id"] for name, state in lb.state().items()} == before
 
 
-def test_a_worker_that_dies_without_a_control_plane_takes_its_part_of_the_port_along(fleet: str) -> None:
+def test_the_port_has_no_dead_part_after_a_worker_dies_without_a_control_plane(fleet: str) -> None:
     with LoadBalancer("--backend", "docker", "--fleet", fleet, "--workers", "2", replicas=2) as lb:
         lb.wait_for("workers ready")
         orphans = workers(lb)

@@ -64,7 +64,7 @@ async def test_a_refused_connection_is_a_miss() -> None:
         assert await prober.probe(*address) == Miss("heartbeat refused")
 
 
-def test_ticks_keep_their_rate_and_leave_out_what_was_missed() -> None:
+def test_ticks_keep_their_rate_and_skip_missed_ticks() -> None:
     async def main() -> list[float]:
         ticker = Ticker(1.0)
         times = []

@@ -27,7 +27,7 @@ from tests.integration.test_workers import loading
 KILLER = """\
 import asyncio, os, signal
 import loadbalancer.app as app
-from loadbalancer.cli import main
+from loadbalancer.cli.commands import main
 
 def kill():
     name = os.environ["VICTIM"]
@@ -63,15 +63,15 @@ def killable(kind: str, victim: str, *options: str, replicas: int = 2) -> LoadBa
     [
         ("supervisor of Server-1", "cancel", ()),
         ("record_health", "raise", ()),
-        ("process of Server-1", "raise", ()),
-        ("output of Server-1", "cancel", ()),
+        ("process of Server-1", "cancel", ()),
+        ("output of Server-1", "raise", ()),
         ("admin server", "raise", ()),
         ("admin server", "cancel", ("--workers", "2")),
         ("announcement", "raise", ("--workers", "2")),
         ("server of the ASGI lane", "raise", ("--lane", "asgi")),
     ],
 )
-def test_a_killed_task_is_resumed_and_requests_go_on(
+def test_a_killed_task_is_resumed_and_requests_continue(
     victim: str, kind: str, options: tuple[str, ...]
 ) -> None:
     with killable(kind, victim, "--command", replica("odd"), *options) as lb:
@@ -137,7 +137,7 @@ class Finder:
             print("importing", file=sys.stderr, flush=True)
             sys.stdin.read()
 sys.meta_path.insert(0, Finder)
-from loadbalancer.cli import main
+from loadbalancer.cli.commands import main
 main()
 """
     options = ["--port", str(free_port()), "--replicas", "0", "--log-format", "json"]

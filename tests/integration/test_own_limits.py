@@ -20,7 +20,7 @@ def lb(request: pytest.FixtureRequest) -> Iterator[LoadBalancer]:
         yield running
 
 
-def test_replicas_are_not_blamed_for_it(lb: LoadBalancer) -> None:
+def test_no_replica_is_blamed_when_the_load_balancer_has_no_files_left(lb: LoadBalancer) -> None:
     statuses: list[int] = []
 
     def ask() -> None:

@@ -84,7 +84,9 @@ async def test_a_replica_gets_its_port_hostname_and_id(backends: list[ProcessBac
     await backend.stop(instance, 5)
 
 
-async def test_many_at_once_get_ports_of_their_own(backends: list[ProcessBackend], replica: str) -> None:
+async def test_replicas_that_start_at_the_same_time_get_different_ports(
+    backends: list[ProcessBackend], replica: str
+) -> None:
     backend = await opened(backends, replica)
     instances = await asyncio.gather(*(backend.start(ReplicaSpec(f"S{i}", i)) for i in range(1, 9)))
     assert len({instance.port for instance in instances}) == 8
@@ -93,7 +95,9 @@ async def test_many_at_once_get_ports_of_their_own(backends: list[ProcessBackend
     await asyncio.gather(*(backend.stop(instance, 0) for instance in instances))
 
 
-async def test_its_end_is_known_at_once_with_code_and_last_words(backends: list[ProcessBackend]) -> None:
+async def test_the_end_of_a_process_is_reported_with_code_and_last_output(
+    backends: list[ProcessBackend],
+) -> None:
     backend = await opened(backends, "sh -c 'echo one; echo out of luck >&2; exit 3'")
     instance = await backend.start(SPEC)
     async with asyncio.timeout(10):
@@ -101,7 +105,7 @@ async def test_its_end_is_known_at_once_with_code_and_last_words(backends: list[
     assert reason == "exited with code 3; last output: one | out of luck"
 
 
-async def test_a_killed_process_is_known_by_its_signal(backends: list[ProcessBackend]) -> None:
+async def test_the_end_of_a_killed_process_names_the_signal(backends: list[ProcessBackend]) -> None:
     backend = await opened(backends, "sleep 600")
     instance = await backend.start(SPEC)
     os.kill(int(instance.id), signal.SIGKILL)
@@ -109,7 +113,7 @@ async def test_a_killed_process_is_known_by_its_signal(backends: list[ProcessBac
         assert await instance.lost == "killed by SIGKILL"
 
 
-async def test_stop_is_sigterm_first(backends: list[ProcessBackend], replica: str) -> None:
+async def test_stop_sends_sigterm_first(backends: list[ProcessBackend], replica: str) -> None:
     backend = await opened(backends, replica)
     instance = await backend.start(SPEC)
     await ask(instance)
@@ -118,7 +122,7 @@ async def test_stop_is_sigterm_first(backends: list[ProcessBackend], replica: st
     await backend.stop(instance, 30)  # once more does no harm
 
 
-async def test_who_ignores_sigterm_is_killed_after_the_grace(
+async def test_a_replica_that_ignores_sigterm_is_killed_after_the_grace(
     backends: list[ProcessBackend], replica: str
 ) -> None:
     backend = await opened(backends, f"{replica} unmoved")
@@ -130,7 +134,7 @@ async def test_who_ignores_sigterm_is_killed_after_the_grace(
     assert instance.lost.result().startswith("killed by SIGKILL")
 
 
-async def test_a_second_stop_hurries_the_first(backends: list[ProcessBackend], replica: str) -> None:
+async def test_a_second_stop_shortens_the_first(backends: list[ProcessBackend], replica: str) -> None:
     backend = await opened(backends, f"{replica} unmoved")
     instance = await backend.start(SPEC)
     await ask(instance)
@@ -141,7 +145,7 @@ async def test_a_second_stop_hurries_the_first(backends: list[ProcessBackend], r
         await patient
 
 
-async def test_children_of_a_replica_end_with_it(backends: list[ProcessBackend], replica: str) -> None:
+async def test_the_children_of_a_replica_end_with_it(backends: list[ProcessBackend], replica: str) -> None:
     backend = await opened(backends, f"{replica} child")
     instance = await backend.start(SPEC)
     reader, writer = await connect(instance)
@@ -153,7 +157,7 @@ async def test_children_of_a_replica_end_with_it(backends: list[ProcessBackend],
     writer.close()
 
 
-async def test_a_discarded_replica_is_killed_even_when_stopped_by_a_signal(
+async def test_a_suspended_replica_is_killed_when_it_is_discarded(
     backends: list[ProcessBackend], replica: str
 ) -> None:
     backend = await opened(backends, replica)
@@ -168,7 +172,7 @@ async def test_a_discarded_replica_is_killed_even_when_stopped_by_a_signal(
     await backend.stop(replacement, 0)
 
 
-async def test_a_command_that_does_not_exist_is_named(backends: list[ProcessBackend]) -> None:
+async def test_a_missing_command_is_named(backends: list[ProcessBackend]) -> None:
     with pytest.raises(BackendError, match="there is no program 'no-such-program'"):
         await opened(backends, "no-such-program --serve")
 

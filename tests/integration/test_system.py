@@ -1,4 +1,4 @@
-"""The whole system with replicas as processes: as `make run` starts it, and then people and bad luck come."""
+"""The whole system with replicas as processes, as `make run` starts it, with changes and faults."""
 
 import asyncio
 import json
@@ -78,7 +78,7 @@ def test_a_hung_replica_is_found_by_its_heartbeats_and_replaced(lb: LoadBalancer
     eventually(lambda: not os.path.exists(f"/proc/{hung}"), "the hung process is gone")
 
 
-def test_two_additions_at_once_add_both(lb: LoadBalancer) -> None:
+def test_two_additions_at_the_same_time_both_succeed(lb: LoadBalancer) -> None:
     with ThreadPoolExecutor() as pool:
         replies = list(pool.map(lambda _: lb.call("POST", "/add", {"n": 3}), range(2)))
     assert [reply.status for reply in replies] == [200, 200]
@@ -90,7 +90,7 @@ def test_two_additions_at_once_add_both(lb: LoadBalancer) -> None:
         assert answer["message"] == f"Hello from Server: {one['hostname']}"
 
 
-def test_additions_and_removals_at_random_end_with_the_n_of_the_arithmetic(lb: LoadBalancer) -> None:
+def test_random_additions_and_removals_end_with_the_expected_n(lb: LoadBalancer) -> None:
     changes = [("POST", "/add", 2), ("DELETE", "/rm", 1), ("POST", "/add", 1), ("DELETE", "/rm", 1)] * 3
     with ThreadPoolExecutor(max_workers=len(changes)) as pool:
         replies = list(pool.map(lambda one: lb.call(one[0], one[1], {"n": one[2]}), changes))
@@ -114,7 +114,7 @@ def test_rep_answers_while_replicas_are_being_added(lb: LoadBalancer) -> None:
     assert len(lb.members()) == 5
 
 
-def test_an_abandoned_addition_still_ends_whole(lb: LoadBalancer) -> None:
+def test_an_addition_is_completed_when_its_client_leaves(lb: LoadBalancer) -> None:
     mark = lb.mark()
     with pytest.raises(TimeoutError):
         request(lb.port, "POST", "/add", {"n": 2, "hostnames": ["a1", "a2"]}, timeout=0.05)
@@ -131,7 +131,7 @@ def test_sigterm_ends_everything_in_order(lb: LoadBalancer) -> None:
     assert len([record for record in lb.records if record["event"] == "replica gone"]) == 3
 
 
-def test_what_is_in_flight_at_sigterm_is_answered_and_the_connection_ends_with_it() -> None:
+def test_a_request_in_flight_at_sigterm_is_answered_and_its_connection_closed() -> None:
     with LoadBalancer("--command", replica("odd"), replicas=1) as lb, ThreadPoolExecutor() as pool:
         asking = pool.submit(lb.call, "GET", "/slow?seconds=0.7")
         eventually(lambda: lb.state()["Server-1"]["in_flight"] == 1, "the request is in flight")
@@ -164,13 +164,13 @@ def test_a_second_sigterm_hurries(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", UNENDING)
-def test_requests_without_end_do_not_hold_the_end_up_for_longer_than_the_drain(target: str) -> None:
+def test_endless_requests_delay_the_end_only_for_the_drain_timeout(target: str) -> None:
     impatient = ("--command", replica("odd"), "--drain-timeout", "0.2")
     with LoadBalancer(*impatient, replicas=1) as lb, ask_without_end(lb, target):
         assert lb.stop() == 0
 
 
-def test_a_taken_port_is_one_line_and_status_1() -> None:
+def test_a_port_in_use_gives_one_line_and_status_1() -> None:
     with LoadBalancer(replicas=0) as lb:
         second = subprocess.run(
             [sys.executable, "-m", "loadbalancer", "serve", "--port", str(lb.port)],
@@ -184,12 +184,12 @@ def test_a_taken_port_is_one_line_and_status_1() -> None:
     )
 
 
-def test_a_command_that_does_not_exist_is_one_line_and_status_1() -> None:
+def test_a_missing_command_gives_one_line_and_status_1() -> None:
     with pytest.raises(AssertionError, match="there is no program 'nonsense'"):
         LoadBalancer("--command", "nonsense").__enter__()
 
 
-def test_a_service_that_exits_at_once_does_not_take_the_load_balancer_with_it() -> None:
+def test_the_load_balancer_survives_a_service_that_exits_at_once() -> None:
     with LoadBalancer("--command", "sh -c 'echo out of luck; exit 7'", replicas=0) as lb:
         assert lb.call("POST", "/add", {"n": 1}).status == 500
     lb = LoadBalancer("--command", "sh -c 'echo out of luck; exit 7'", replicas=1)
@@ -229,7 +229,7 @@ def test_health_state_metrics_and_openapi(lb: LoadBalancer) -> None:
     assert {"/rep", "/add", "/rm", "/lb/health", "/lb/replicas"} <= set(openapi["paths"])
 
 
-def test_requests_wait_for_the_first_replica_and_not_for_ever() -> None:
+def test_requests_wait_for_the_first_replica_for_a_limited_time() -> None:
     slow_to_start = "sh -c 'sleep 0.7; exec python -m server'"
     lb = LoadBalancer("--command", slow_to_start, replicas=1)
     lb._replicas = 0  # do not wait for it
@@ -248,7 +248,7 @@ def test_requests_wait_for_the_first_replica_and_not_for_ever() -> None:
         }
 
 
-def test_a_replica_that_fails_request_after_request_is_out_for_a_while() -> None:
+def test_a_replica_that_fails_requests_in_a_row_is_ejected() -> None:
     failing = 'case "$HOSTNAME" in Server-1) export FAIL=1;; esac; exec python'
     command = f"sh -c '{failing} {replica('odd').removeprefix('python ')}'"
     with LoadBalancer("--command", command, "--eject-time", "0.5", "--policy", "round-robin") as lb:
@@ -260,7 +260,7 @@ def test_a_replica_that_fails_request_after_request_is_out_for_a_while() -> None
         assert lb.state()["Server-1"]["restarts"] == 0
 
 
-def test_small_bodies_are_sent_again_to_another_replica_and_posts_are_not() -> None:
+def test_requests_with_small_bodies_are_retried_and_posts_are_not() -> None:
     dying = 'case "$HOSTNAME" in Server-1) export DIE=1;; esac; exec python'
     command = f"sh -c '{dying} {replica('odd').removeprefix('python ')}'"
     options = ("--policy", "round-robin", "--eject-after", "0")
@@ -273,7 +273,7 @@ def test_small_bodies_are_sent_again_to_another_replica_and_posts_are_not() -> N
         assert statuses[200] >= 2
 
 
-async def test_events_tell_of_a_replacement(lb: LoadBalancer) -> None:
+async def test_the_event_stream_reports_a_replacement(lb: LoadBalancer) -> None:
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{lb.port}/lb/events") as stream,

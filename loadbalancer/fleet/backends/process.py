@@ -39,6 +39,9 @@ MAX_LINE = 64 * 1024
 LAST_WORDS = 1.0
 """Seconds to wait for the rest of the output after a process has ended."""
 
+ENDS_WITHIN = 5.0
+"""Seconds in which a process must end after SIGKILL. One that waits for a broken disk may not."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -125,11 +128,15 @@ class ProcessBackend:
         self._guard = _start_guard()
 
     async def close(self) -> None:
-        """Kill the processes that are left, wait for the end of all, and end the guard process."""
+        """Kill the processes that are left, and end the guard process."""
         left = list(self._running.values())
         for running in left:
             running.signal(signal.SIGKILL)
-        await asyncio.gather(*(running.following.ended for running in left))
+        if left:
+            await asyncio.wait({running.following.ended for running in left}, timeout=ENDS_WITHIN)
+        for running in left:
+            await running.following.stop()
+            await running.logging.stop()
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             await asyncio.to_thread(self._guard.wait)
@@ -169,7 +176,9 @@ class ProcessBackend:
             running.signal(signal.SIGTERM)
             await asyncio.wait({running.following.ended}, timeout=grace)
         running.signal(signal.SIGKILL)
-        await asyncio.shield(running.following.ended)
+        await asyncio.wait({running.following.ended}, timeout=ENDS_WITHIN)
+        if not running.following.ended.done():
+            raise BackendError(f"{running.hostname} (process {instance.id}) does not end after SIGKILL")
 
     async def discard(self, instance: Instance) -> None:
         """Kill the process. The next start takes another port, so nothing has to be waited for."""

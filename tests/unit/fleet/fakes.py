@@ -1,4 +1,4 @@
-"""A clock that does not wait, and a backend and heartbeats without processes: for pure tests of the fleet."""
+"""A virtual clock, and a backend and heartbeats without processes, for pure tests of the fleet."""
 
 import asyncio
 import random
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class DeadlockError(Exception):
-    """Everyone waits and nothing is left to happen."""
+    """Every task waits, and no event can happen."""
 
 
 class _InstantSelector(selectors.SelectSelector):
-    """Instead of waiting for a timer, moves the clock there."""
+    """Moves the clock to the next timer instead of waiting for it."""
 
     now = 0.0
 
@@ -39,7 +39,7 @@ class _InstantSelector(selectors.SelectSelector):
 
 
 def make_loop() -> asyncio.AbstractEventLoop:
-    """An event loop on a virtual clock: it sleeps for no real time and always in the same order."""
+    """Make an event loop with a virtual clock. It takes no real time, and its order never changes."""
     selector = _InstantSelector()
     loop = asyncio.SelectorEventLoop(selector)
     loop.time = lambda: selector.now  # type: ignore[method-assign]
@@ -53,7 +53,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def pass_time(seconds: float) -> None:
-    """Let the virtual clock run on."""
+    """Let virtual time pass."""
     await asyncio.sleep(seconds)
 
 
@@ -63,7 +63,7 @@ def now() -> float:
 
 
 class FakeBackend:
-    """Runs replicas that exist only in this object. Every verb takes some virtual time."""
+    """Runs replicas that exist only in this object. Each operation takes some virtual time."""
 
     name = "fake"
 
@@ -173,7 +173,7 @@ class FakeBackend:
 
 
 class Journal:
-    """Remembers what the fleet has told."""
+    """Records the events of the fleet."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, str | None]] = []
@@ -207,7 +207,7 @@ def make_fleet(
 
 
 async def until(condition: Callable[[], bool], within: float) -> float:
-    """Let virtual time pass until a condition holds; how long it took, in seconds."""
+    """Let virtual time pass until a condition holds, and return the seconds that passed."""
     begun = now()
     while not condition():
         assert now() - begun <= within, f"not so within {within} s"

@@ -1,4 +1,4 @@
-"""Growing and shrinking: what `/add` and `/rm` ask of the fleet, on a virtual clock."""
+"""Adding and removing replicas, as `/add` and `/rm` do, on a virtual clock."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ from tests.unit.fleet.fakes import (
 
 
 @scenario
-async def test_the_first_n_are_server_1_to_n_and_all_come_into_rotation() -> None:
+async def test_the_first_replicas_are_named_server_1_to_n_and_enter_the_rotation() -> None:
     async with running(FakeBackend(), replicas=4) as (fleet, _):
         assert names(fleet) == ["Server-1", "Server-2", "Server-3", "Server-4"]
         assert [u.number for u in fleet.snapshot.upstreams] == [1, 2, 3, 4]
@@ -99,7 +99,7 @@ async def test_no_room_is_refused_and_nothing_changes() -> None:
 
 
 @scenario
-async def test_when_one_cannot_start_add_fails_and_all_it_started_is_gone() -> None:
+async def test_an_add_fails_and_removes_its_replicas_when_one_of_them_cannot_start() -> None:
     backend = FakeBackend()
     backend.refuse = lambda spec: "there is no image 'x'" if spec.hostname == "bad" else None
     async with running(backend) as (fleet, _):
@@ -112,7 +112,7 @@ async def test_when_one_cannot_start_add_fails_and_all_it_started_is_gone() -> N
 
 
 @scenario
-async def test_a_replica_that_exits_at_once_makes_add_fail_with_its_reason() -> None:
+async def test_an_add_fails_with_the_reason_of_a_replica_that_exits_at_once() -> None:
     backend = FakeBackend()
     async with running(backend) as (fleet, _):
         backend.dies_at_once = lambda spec: True
@@ -123,7 +123,7 @@ async def test_a_replica_that_exits_at_once_makes_add_fail_with_its_reason() -> 
 
 
 @scenario
-async def test_a_replica_that_never_answers_makes_add_fail_in_time() -> None:
+async def test_an_add_fails_within_the_start_timeout_when_a_replica_never_answers() -> None:
     backend = FakeBackend()
     async with running(backend, start=5.0) as (fleet, _):
         adding = asyncio.create_task(fleet.add(1, ["mute"]))
@@ -135,7 +135,7 @@ async def test_a_replica_that_never_answers_makes_add_fail_in_time() -> None:
 
 
 @scenario
-async def test_a_cancelled_add_is_carried_to_its_end() -> None:
+async def test_an_add_is_completed_when_its_caller_is_cancelled() -> None:
     async with running(FakeBackend()) as (fleet, _):
         adding = asyncio.create_task(fleet.add(2))
         await pass_time(0.1)
@@ -145,7 +145,7 @@ async def test_a_cancelled_add_is_carried_to_its_end() -> None:
 
 
 @scenario
-async def test_a_leavers_number_goes_to_the_next_newcomer() -> None:
+async def test_the_number_of_a_removed_replica_is_used_again() -> None:
     async with running(FakeBackend()) as (fleet, _):
         await fleet.remove(1, ["Server-2"])
         await fleet.add(2, ["a", "b"])
@@ -158,7 +158,7 @@ async def test_a_leavers_number_goes_to_the_next_newcomer() -> None:
 
 
 @scenario
-async def test_remove_takes_those_named_and_the_rest_at_random() -> None:
+async def test_remove_takes_the_named_replicas_and_others_at_random() -> None:
     async with running(FakeBackend(), replicas=6) as (fleet, _):
         left = await fleet.remove(3, ["Server-5"])
         assert len(left) == 3
@@ -167,7 +167,7 @@ async def test_remove_takes_those_named_and_the_rest_at_random() -> None:
 
 
 @scenario
-async def test_remove_refuses_unknown_names_and_too_many_and_changes_nothing() -> None:
+async def test_remove_refuses_unknown_names_and_too_large_numbers_and_changes_nothing() -> None:
     async with running(FakeBackend()) as (fleet, journal):
         with pytest.raises(BadRequestError, match="'nobody'"):
             await fleet.remove(2, ["Server-1", "nobody"])
@@ -187,7 +187,7 @@ async def test_removing_all_leaves_an_empty_fleet_that_can_grow_again() -> None:
 
 
 @scenario
-async def test_a_leaver_is_off_the_ring_at_once_and_stopped_when_its_requests_have_ended() -> None:
+async def test_a_removed_replica_leaves_the_ring_at_once_and_stops_after_its_requests() -> None:
     backend = FakeBackend()
     async with running(backend) as (fleet, _):
         upstream = fleet.snapshot.upstreams[1]

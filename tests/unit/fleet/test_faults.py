@@ -1,4 +1,4 @@
-"""Replicas that die, hang or never start, and the fleet's own beginning and end, on a virtual clock."""
+"""Replicas that die, hang or never start, and the start and shutdown of the fleet, on a virtual clock."""
 
 import asyncio
 import itertools
@@ -111,7 +111,7 @@ async def test_a_crash_loop_backs_off_and_the_reason_is_shown() -> None:
 
 
 @scenario
-async def test_after_a_stable_time_a_death_is_answered_at_once_again() -> None:
+async def test_a_replica_that_dies_after_a_stable_time_is_replaced_at_once() -> None:
     backend = FakeBackend()
     async with running(backend, stable=10.0) as (fleet, _):
         for _ in range(5):
@@ -174,7 +174,7 @@ async def test_closing_in_the_middle_of_an_add_leaves_nothing() -> None:
 
 
 @scenario
-async def test_hurry_cuts_draining_and_grace_short() -> None:
+async def test_hurry_ends_draining_and_the_grace_of_a_stop() -> None:
     backend = FakeBackend()
     fleet, _ = make_fleet(backend, drain=100.0, stop=100.0)
     await fleet.open()
@@ -230,7 +230,7 @@ async def test_a_replica_that_cannot_be_stopped_is_reported_and_leaves_the_fleet
 
 
 @scenario
-async def test_an_engine_gone_for_a_minute_costs_no_living_replica() -> None:
+async def test_living_replicas_survive_a_minute_without_the_engine() -> None:
     backend = FakeBackend()
     async with running(backend) as (fleet, journal):
         backend.unreachable = True

@@ -1,4 +1,4 @@
-"""What the data path tells of a replica: refused connections, and failures in a row."""
+"""Reports of the data path about a replica: refused connections, and failures in a row."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ async def test_refused_connections_count_as_missed_heartbeats() -> None:
             upstream.record_refusal()
             await pass_time(0.01)
         await until(lambda: "Server-2" not in names(fleet), within=0.1)
-        assert now() - begun < 0.2, "it is not waited for the heartbeats"
+        assert now() - begun < 0.2, "the fleet does not wait for the heartbeats"
         assert (await fleet.describe()).replicas[1].reason == (
             "missed 3 heartbeats in a row: it refused a connection"
         )
@@ -33,7 +33,7 @@ async def test_a_good_heartbeat_makes_up_for_a_refused_connection() -> None:
 
 
 @scenario
-async def test_failures_in_a_row_eject_a_replica_for_a_growing_while() -> None:
+async def test_failures_in_a_row_eject_a_replica_for_longer_each_time() -> None:
     backend = FakeBackend()
     async with running(backend, eject_after=5, eject=5.0) as (fleet, journal):
         for seconds in (5.0, 10.0, 20.0):
@@ -47,16 +47,18 @@ async def test_failures_in_a_row_eject_a_replica_for_a_growing_while() -> None:
             assert fleet.census()["down"] == 1
             took = await until(lambda: len(fleet.snapshot.upstreams) == 3, within=seconds + 1)
             assert abs(took - seconds) < 0.1
-        assert journal.of("down") == [], "it lives, and was never replaced"
+        assert journal.of("down") == [], "an ejected replica is not replaced"
         await pass_time(60)
         for _ in range(5):
             fleet.snapshot.upstreams[0].record_failure()
         await until(lambda: len(fleet.snapshot.upstreams) == 2, within=0.1)
-        assert await until(lambda: len(fleet.snapshot.upstreams) == 3, within=6) < 5.1, "forgiven"
+        assert await until(lambda: len(fleet.snapshot.upstreams) == 3, within=6) < 5.1, (
+            "the ejection time was reset"
+        )
 
 
 @scenario
-async def test_a_success_between_failures_keeps_a_replica_in() -> None:
+async def test_a_success_between_failures_prevents_an_ejection() -> None:
     async with running(FakeBackend()) as (fleet, journal):
         upstream = fleet.snapshot.upstreams[0]
         for _ in range(20):
@@ -79,7 +81,7 @@ async def test_never_more_than_half_of_the_fleet_is_ejected() -> None:
 
 
 @scenario
-async def test_who_is_alone_is_never_ejected() -> None:
+async def test_a_single_replica_is_never_ejected() -> None:
     async with running(FakeBackend(), replicas=1) as (fleet, journal):
         for _ in range(50):
             fleet.snapshot.upstreams[0].record_failure()
@@ -88,7 +90,7 @@ async def test_who_is_alone_is_never_ejected() -> None:
 
 
 @scenario
-async def test_an_ejected_replica_that_dies_is_replaced_and_one_that_is_removed_goes() -> None:
+async def test_an_ejected_replica_can_be_replaced_or_removed() -> None:
     backend = FakeBackend()
     async with running(backend, replicas=6) as (fleet, journal):
         first, second = fleet.snapshot.upstreams[:2]
@@ -105,10 +107,10 @@ async def test_an_ejected_replica_that_dies_is_replaced_and_one_that_is_removed_
 
 
 @scenario
-async def test_a_replacement_eases_in_when_asked_to() -> None:
+async def test_the_share_of_a_replacement_grows_with_slow_start() -> None:
     backend = FakeBackend()
     async with running(backend, slow_start=10.0) as (fleet, _):
-        assert fleet.snapshot.upstreams[0].share == 1.0, "the first ones have nobody to spare"
+        assert fleet.snapshot.upstreams[0].share == 1.0, "the first instances have their full share at once"
         backend.die("Server-1")
         await until(lambda: backend.started[-1][1] == "Server-1" and len(names(fleet)) == 3, within=2)
         upstream = fleet.snapshot.upstreams[0]
@@ -122,7 +124,7 @@ async def test_a_replacement_eases_in_when_asked_to() -> None:
 
 
 @scenario
-async def test_with_ejection_off_nobody_is_ejected() -> None:
+async def test_no_replica_is_ejected_when_ejection_is_off() -> None:
     async with running(FakeBackend(), eject_after=0) as (fleet, journal):
         for _ in range(50):
             fleet.snapshot.upstreams[0].record_failure()

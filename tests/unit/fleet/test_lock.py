@@ -4,7 +4,7 @@ from loadbalancer.fleet.lock import FleetLock
 from tests.unit.fleet.fakes import pass_time, run
 
 
-def test_readers_share_and_a_writer_is_alone_in_the_order_of_asking() -> None:
+def test_readers_share_the_lock_and_writers_hold_it_alone_in_order() -> None:
     async def main() -> list[str]:
         lock = FleetLock()
         order: list[str] = []
@@ -21,7 +21,7 @@ def test_readers_share_and_a_writer_is_alone_in_the_order_of_asking() -> None:
     assert run(main()) == ["r1 in", "r2 in", "r1 out", "r2 out", "w in", "w out", "r3 in", "r3 out"]
 
 
-def test_a_cancelled_writer_does_not_leave_the_readers_behind_it_asleep() -> None:
+def test_a_cancelled_writer_does_not_block_the_readers_behind_it() -> None:
     async def main() -> None:
         lock = FleetLock()
 
@@ -44,7 +44,7 @@ def test_a_cancelled_writer_does_not_leave_the_readers_behind_it_asleep() -> Non
     run(main())
 
 
-def test_a_holder_cancelled_inside_lets_go() -> None:
+def test_a_cancelled_holder_releases_the_lock() -> None:
     async def main() -> None:
         lock = FleetLock()
 

@@ -41,12 +41,12 @@ def background() -> "list[asyncio.Task[Any]]":
 
 
 def ask(work: Awaitable[Any]) -> "asyncio.Task[Any]":
-    """What a client waits for; no part of the load balancer."""
+    """Start a task that belongs to the test, and not to the load balancer."""
     return asyncio.create_task(work, name="of the test")  # type: ignore[arg-type]
 
 
 async def is_whole(fleet: Fleet, backend: FakeBackend, members: list[str]) -> None:
-    """The fleet has these members, all in rotation, and there is nothing else."""
+    """Wait until the fleet has these members, all in rotation, and nothing else."""
     await until(lambda: names(fleet) == members and len(backend.running) == len(members), within=40)
     state = await fleet.describe()
     assert [replica.hostname for replica in state.replicas] == members
@@ -227,7 +227,7 @@ def test_an_error_of_our_own_in_a_change_is_logged_as_such() -> None:
     assert isinstance(logs[-1]["exc_info"], ZeroDivisionError)
 
 
-def test_replicas_that_cannot_be_stopped_at_the_end_are_no_orderly_end() -> None:
+def test_close_reports_replicas_that_cannot_be_stopped() -> None:
     async def main() -> None:
         backend = FakeBackend()
         fleet, _ = make_fleet(backend)

@@ -29,7 +29,7 @@ async def replica_in(state: State) -> Replica:
 
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.product(State, State)))
-def test_only_the_legal_transitions_are_made(old: State, new: State) -> None:
+def test_illegal_transitions_are_refused(old: State, new: State) -> None:
     async def main() -> None:
         replica = await replica_in(old)
         if (old, new) in LEGAL:
@@ -65,6 +65,6 @@ def test_only_an_up_replica_can_get_requests_and_a_draining_one_keeps_its_count(
     run(main())
 
 
-def test_without_an_instance_it_cannot_be_up() -> None:
+def test_a_replica_without_an_instance_cannot_be_up() -> None:
     with pytest.raises(IllegalTransitionError):
         Replica(ReplicaSpec("Server-1", 1)).move(State.UP)
