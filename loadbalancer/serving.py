@@ -25,6 +25,7 @@ from loadbalancer.proxy.asgi.hypercorn_options import HypercornOptions
 from loadbalancer.proxy.asgi.lane import AsgiLane
 from loadbalancer.proxy.asgi.server import serve
 from loadbalancer.proxy.fast.lane import FastLane
+from loadbalancer.proxy.router import Router
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.settings import Settings
 from loadbalancer.shutdown import Shutdown
@@ -78,7 +79,8 @@ class Front:
             await self._serve_by_workers(listeners, claim, shutdown)
 
     async def _serve_asgi(self, listener: socket.socket, shutdown: Shutdown) -> None:
-        async with AsgiLane(self.source, self.settings, self.accounting) as lane:
+        router = Router.of(self.source, self.settings)
+        async with AsgiLane(router, self.settings, self.accounting) as lane:
             dispatcher = Dispatcher(self.admin, lane)
 
             async def until_stopped() -> None:
@@ -93,10 +95,11 @@ class Front:
             await self._end(server, shutdown)
 
     async def _serve_fast(self, listener: socket.socket, shutdown: Shutdown) -> None:
+        router = Router.of(self.source, self.settings)
         async with (
             self._admin_socket(shutdown) as admin,
-            self._http2() as http2,
-            FastLane(self.source, self.settings, self.accounting, admin, http2) as lane,
+            self._http2(router) as http2,
+            FastLane(router, self.settings, self.accounting, admin, http2) as lane,
         ):
             await lane.listen(listener, self.certificate.context if self.certificate else None)
             await shutdown.asked.wait()
@@ -146,12 +149,12 @@ class Front:
                     await self._end(server, shutdown)
 
     @asynccontextmanager
-    async def _http2(self) -> AsyncIterator[Http2 | None]:
+    async def _http2(self, router: Router) -> AsyncIterator[Http2 | None]:
         """Serve the HTTP/2 connections that the fast lane hands over. Without TLS there are none."""
         if self.certificate is None:
             yield None
             return
-        async with open_http2(self.source, self.settings, self.accounting, self.admin) as http2:
+        async with open_http2(router, self.settings, self.accounting, self.admin) as http2:
             yield http2
 
     def _stopping(self) -> None:

@@ -23,6 +23,7 @@ import uvloop
 from analysis.bench import traffic
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.fast.lane import FastLane
+from loadbalancer.proxy.router import Router
 from loadbalancer.publication import Publication
 from loadbalancer.routing.snapshot import snapshot_maker
 from loadbalancer.routing.upstream import Upstream
@@ -190,7 +191,8 @@ async def exchanges(loop: Loop, requests: Sequence[bytes], answers: Sequence[byt
     with socket.socket() as listener, socket.socket() as caller:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        async with FastLane(source, Settings.model_validate({}), accounting, "/nowhere") as lane:
+        settings = Settings.model_validate({})
+        async with FastLane(Router.of(source, settings), settings, accounting, "/nowhere") as lane:
             await lane.listen(listener)
             if (
                 not loop.client.done()

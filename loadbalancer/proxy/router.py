@@ -7,6 +7,7 @@ fail at once: for a while, and so many at most.
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Self
 
 from loadbalancer.errors import (
     NoReplicaError,
@@ -17,9 +18,10 @@ from loadbalancer.errors import (
     UpstreamRefusedError,
     UpstreamStaleError,
 )
-from loadbalancer.proxy.retry import RetryBudget
+from loadbalancer.proxy.retry import Monotonic, RetryBudget
 from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream
+from loadbalancer.settings import Settings
 
 KEPT_ALIVE = 1.5
 """Seconds an idle connection to a replica is kept: less than servers commonly do (Hypercorn and Node 5 s),
@@ -64,11 +66,21 @@ class Router:
     def __init__(
         self, source: SnapshotSource, budget: RetryBudget, queue_timeout: float, queue_size: int
     ) -> None:
-        self._source = source
+        self.source = source
         self._budget = budget
         self._timeout = queue_timeout
         self._size = queue_size
         self._waiting = 0
+
+    @classmethod
+    def of(cls, source: SnapshotSource, settings: Settings) -> Self:
+        """Make the router of a process. Its lanes share it, and so one retry budget and one queue.
+
+        Args:
+            source: Publishes the snapshots that requests go by.
+            settings: How long requests may wait, and how many.
+        """
+        return cls(source, RetryBudget(Monotonic()), settings.queue_timeout, settings.queue_size)
 
     def first(self, key: str) -> Upstream | None:
         """Count a request, and pick a replica for it, or None if there is none just now.
@@ -77,7 +89,7 @@ class Router:
             key: What it is hashed on.
         """
         self._budget.request()
-        return self._source.snapshot.pick(key)
+        return self.source.snapshot.pick(key)
 
     def pick(self, route: Route) -> Upstream | None:
         """A replica that the request has not failed on, or None if there is none just now.
@@ -87,7 +99,7 @@ class Router:
         Args:
             route: The request's way so far.
         """
-        snapshot = self._source.snapshot
+        snapshot = self.source.snapshot
         same, route.stale = route.stale, None
         if same is not None and same in snapshot.upstreams:
             return same
@@ -135,7 +147,7 @@ class Router:
         try:
             return await self._wait(route)
         except NoReplicaError:
-            if failure is not None and self._source.snapshot.upstreams:
+            if failure is not None and self.source.snapshot.upstreams:
                 raise failure from None
             raise
 
@@ -158,13 +170,13 @@ class Router:
             self._waiting -= 1
 
     async def _next_snapshot(self) -> None:
-        if not self._source.expects_upstream:
+        if not self.source.expects_upstream:
             raise NoReplicaError("no replica is in rotation, and none is to come")
         # Where the request has failed on all that are in rotation, they may be as well as ever, or about
         # to be found dead, which does not take long.
-        patience = SETTLES_WITHIN if self._source.snapshot.upstreams else None
+        patience = SETTLES_WITHIN if self.source.snapshot.upstreams else None
         async with asyncio.timeout(patience):
-            await self._source.next_snapshot()
+            await self.source.next_snapshot()
 
 
 def _note(upstream: Upstream, error: UpstreamError) -> None:

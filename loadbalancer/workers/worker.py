@@ -23,7 +23,7 @@ from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.asgi.http2 import Http2, open_http2
 from loadbalancer.proxy.asgi.remote_admin import open_remote_admin
 from loadbalancer.proxy.fast.lane import FastLane
-from loadbalancer.routing.snapshot import SnapshotSource
+from loadbalancer.proxy.router import Router
 from loadbalancer.settings import Settings
 from loadbalancer.telemetry.logs import configure as configure_logs
 from loadbalancer.telemetry.metrics import Metrics
@@ -73,9 +73,10 @@ async def _serve(channel: socket.socket, listeners: Sequence[socket.socket]) -> 
         follower = Follower(settings, metrics, send)
         accounting = Accounting(metrics, access_log=settings.access_log)
         certificate = Certificate(begin.certificate.pair()) if begin.certificate else None
+        router = Router.of(follower.publication, settings)
         async with (
-            _http2(follower.publication, settings, accounting, begin.admin, certificate) as http2,
-            FastLane(follower.publication, settings, accounting, begin.admin, http2) as lane,
+            _http2(router, settings, accounting, begin.admin, certificate) as http2,
+            FastLane(router, settings, accounting, begin.admin, http2) as lane,
             _reports(follower),
         ):
             acceptor = _Acceptor(lane, listeners, certificate)
@@ -192,7 +193,7 @@ async def _reports(follower: Follower) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _http2(
-    source: SnapshotSource,
+    router: Router,
     settings: Settings,
     accounting: Accounting,
     admin: str,
@@ -203,7 +204,7 @@ async def _http2(
         return
     async with (
         open_remote_admin(admin, settings) as remote,
-        open_http2(source, settings, accounting, remote) as http2,
+        open_http2(router, settings, accounting, remote) as http2,
     ):
         yield http2
 

@@ -16,7 +16,7 @@ from loadbalancer.proxy.asgi.client_connection import ClientConnection
 from loadbalancer.proxy.asgi.dispatcher import Dispatcher
 from loadbalancer.proxy.asgi.hypercorn_options import HypercornOptions
 from loadbalancer.proxy.asgi.lane import AsgiLane
-from loadbalancer.routing.snapshot import SnapshotSource
+from loadbalancer.proxy.router import Router
 from loadbalancer.settings import Settings
 
 READ_AHEAD = 64 * 1024
@@ -58,15 +58,15 @@ class Http2:
 
 @asynccontextmanager
 async def open_http2(
-    source: SnapshotSource, settings: Settings, accounting: Accounting, admin: ASGIFramework
+    router: Router, settings: Settings, accounting: Accounting, admin: ASGIFramework
 ) -> AsyncIterator[Http2]:
     """Make what the fast lane hands its HTTP/2 connections over to.
 
     Args:
-        source: Publishes the snapshots that requests go by.
+        router: Finds replicas for requests; the fast lane's own.
         settings: The options.
         accounting: Where requests are counted and logged.
         admin: Answers for the admin paths.
     """
-    async with AsgiLane(source, settings, accounting) as lane:
+    async with AsgiLane(router, settings, accounting) as lane:
         yield Http2(Dispatcher(admin, lane), HypercornOptions(settings))

@@ -30,10 +30,9 @@ from loadbalancer.proxy.asgi.websocket import Handshake, refuse, tunnel
 from loadbalancer.proxy.forwarding import TrustedProxies
 from loadbalancer.proxy.headers import to_replica
 from loadbalancer.proxy.request import RequestHead, log_failure, request_id
-from loadbalancer.proxy.retry import IDEMPOTENT, Monotonic, RetryBudget, may_repeat
+from loadbalancer.proxy.retry import IDEMPOTENT, may_repeat
 from loadbalancer.proxy.router import Router
 from loadbalancer.routing.keys import KeyRule
-from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
 
@@ -59,7 +58,7 @@ class AsgiLane:
     """An ASGI application that passes requests on; used inside `async with`.
 
     Args:
-        source: Publishes the snapshots that requests go by.
+        router: Finds replicas for requests.
         settings: Time-outs, what is hashed, and how long requests may wait for a replica.
         accounting: Where requests are counted and logged.
         rng: Source of made-up request ids.
@@ -67,7 +66,7 @@ class AsgiLane:
 
     def __init__(
         self,
-        source: SnapshotSource,
+        router: Router,
         settings: Settings,
         accounting: Accounting,
         rng: random.Random | None = None,
@@ -77,8 +76,7 @@ class AsgiLane:
         self._rng = rng or random.Random()
         self._rule = KeyRule.parse(settings.hash_on)
         self._proxies = TrustedProxies(settings.trusted_proxies)
-        budget = RetryBudget(Monotonic())
-        self._router = Router(source, budget, settings.queue_timeout, settings.queue_size)
+        self._router = router
         self._sessions: dict[Upstream, Sessions] = {}
         self._closing: set[asyncio.Task[None]] = set()
 

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from loadbalancer.proxy.accounting import Accounting
 from loadbalancer.proxy.asgi.lane import AsgiLane
+from loadbalancer.proxy.router import Router
 from loadbalancer.routing.policies import RoundRobin
 from loadbalancer.routing.snapshot import Snapshot
 from loadbalancer.routing.upstream import Upstream
@@ -33,5 +34,7 @@ async def open_remote_admin(path: str, settings: Settings) -> AsyncIterator[Asgi
         settings: Time-outs.
     """
     upstream = Upstream("the admin application", 1, path, 0)
-    async with AsgiLane(_Fixed(upstream), settings, Accounting(Metrics(), access_log=False)) as lane:
+    async with AsgiLane(
+        Router.of(_Fixed(upstream), settings), settings, Accounting(Metrics(), access_log=False)
+    ) as lane:
         yield lane

@@ -29,10 +29,8 @@ from loadbalancer.proxy.fast.pool import Pool
 from loadbalancer.proxy.fast.quick import key_finder
 from loadbalancer.proxy.forwarding import TrustedProxies
 from loadbalancer.proxy.request import RequestIds
-from loadbalancer.proxy.retry import RetryBudget
 from loadbalancer.proxy.router import KEPT_ALIVE, Router
 from loadbalancer.routing.keys import KeyRule
-from loadbalancer.routing.snapshot import SnapshotSource
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
 
@@ -59,7 +57,7 @@ class FastLane:
     """Serves clients; used inside `async with`.
 
     Args:
-        source: Publishes the snapshots that requests go by.
+        router: Finds replicas for requests.
         settings: Time-outs, what is hashed, and how long requests may wait for a replica.
         accounting: Where requests are counted and logged.
         admin: Path of the Unix socket on which the admin application listens.
@@ -69,7 +67,7 @@ class FastLane:
 
     def __init__(
         self,
-        source: SnapshotSource,
+        router: Router,
         settings: Settings,
         accounting: Accounting,
         admin: str,
@@ -82,7 +80,7 @@ class FastLane:
         self.ids = RequestIds(rng or random.Random())
         self.rule = KeyRule.parse(settings.hash_on)
         self.key = key_finder(self.rule)
-        self.router = Router(source, RetryBudget(self), settings.queue_timeout, settings.queue_size)
+        self.router = router
         self.admin = Pool("the admin application", admin, 0, KEPT_ALIVE, self, self.limits)
         self.clock: Callable[[], float] = time.perf_counter
         self.closing = False
@@ -93,7 +91,6 @@ class FastLane:
         """Clients to whom a part of a short answer is owed since the last tick, and when their requests
         began."""
         self._proxy_protocol = settings.proxy_protocol
-        self._source = source
         self._http2 = http2
         self._pools: dict[Upstream, Pool] = {}
         self._clients: set[ClientShell] = set()
@@ -312,8 +309,8 @@ class FastLane:
     async def _follow_rotation(self) -> None:
         """Let requests that wait for a connection to a replica that has left go elsewhere, all at once."""
         while True:
-            await self._source.next_snapshot()
-            present = set(self._source.snapshot.upstreams)
+            await self.router.source.next_snapshot()
+            present = set(self.router.source.snapshot.upstreams)
             for upstream, pool in self._pools.items():
                 if upstream not in present:
                     pool.dismiss()

@@ -21,6 +21,7 @@ from loadbalancer.proxy.fast.pool import Pool
 from loadbalancer.proxy.fast.request_head import Request, read_head
 from loadbalancer.proxy.fast.upstream import UpstreamConnection
 from loadbalancer.proxy.forwarding import TrustedProxies
+from loadbalancer.proxy.router import Router
 from loadbalancer.publication import Publication
 from loadbalancer.routing.upstream import Upstream
 from loadbalancer.settings import Settings
@@ -193,7 +194,9 @@ async def bare_rig(replicas: int = 1, **options: Any) -> AsyncIterator[Rig]:
     source = Publication(make_snapshot(upstreams), lambda: bool(replicas))
     settings = Settings.model_validate({"eject_after": 0, "queue_timeout": 0, **options})
     accounting = Accounting(Metrics(), access_log=False)
-    async with FastLane(source, settings, accounting, "/nowhere", rng=random.Random(1)) as lane:
+    async with FastLane(
+        Router.of(source, settings), settings, accounting, "/nowhere", rng=random.Random(1)
+    ) as lane:
         made = Rig(lane, upstreams, source)
         yield made
         await made.settle()
